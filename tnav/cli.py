@@ -1,0 +1,237 @@
+"""The command line: parse, call, print. Heavy imports stay inside the commands."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tnav.errors import TnavError
+
+if TYPE_CHECKING:
+    from tnav.evaluate.limits import Row
+    from tnav.evaluate.runlog import RunDocument
+
+app = typer.Typer(
+    name="tnav",
+    help="Terrain-relative navigation for lunar landing: render, match, solve, fuse, monitor.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+dem_app = typer.Typer(help="DEM tiles that travel with tnav.", no_args_is_help=True)
+app.add_typer(dem_app, name="dem")
+
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+Seed = Annotated[int, typer.Option(help="number of the draw: shifts every seed of the recipe")]
+Out = Annotated[Path, typer.Option(help="folder to write")]
+AsJson = Annotated[bool, typer.Option("--json", help="rows as JSON on standard output")]
+RunFolder = Annotated[Path, typer.Argument(help="folder that 'tnav run' wrote")]
+
+_FAILED_LIMIT = 1
+_BAD_INPUT = 2
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point: one clear line and exit status 2 for anything that a user can mend."""
+    try:
+        app(args=argv, prog_name="tnav")
+    except TnavError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(_BAD_INPUT) from None
+
+
+@app.command()
+def demo(
+    out: Out = Path("out/demo"),
+    device: Device = "auto",
+    seed: Seed = 0,
+    healthy: Annotated[bool, typer.Option(help="the twin with a healthy altimeter")] = False,
+) -> None:
+    """Fly the RESILIENCE-like descent, flag its altimeter, and write a report."""
+    document = _run("resilience", out, device, seed, healthy)
+    _write_report(out)
+    print(f"report: {out / 'report.html'}")
+    if document.summary.verdict != document.summary.expected_verdict:
+        raise SystemExit(_FAILED_LIMIT)
+
+
+@app.command()
+def run(
+    scenario: Annotated[str, typer.Argument(help="name in datasets/scenarios, or a YAML file")],
+    out: Out = Path("out/run"),
+    device: Device = "auto",
+    seed: Seed = 0,
+    healthy: Annotated[bool, typer.Option(help="the twin with a healthy altimeter")] = False,
+) -> None:
+    """Fly a scenario and write run.npz, run.json and its frames."""
+    _run(scenario, out, device, seed, healthy)
+
+
+@app.command(name="eval")
+def evaluate(folder: RunFolder, as_json: AsJson = False) -> None:
+    """Score a run from its run.npz; exit status 1 where a limit is missed."""
+    from tnav.evaluate.archive import load
+    from tnav.evaluate.limits import rows_of
+    from tnav.evaluate.metrics import score
+
+    _print_rows("eval", rows_of(score(load(folder))), as_json)
+
+
+@app.command()
+def report(folder: RunFolder) -> None:
+    """Write report.html from run.json: one file, offline."""
+    _write_report(folder)
+    print(f"report: {folder / 'report.html'}")
+
+
+@app.command()
+def infer(
+    image: Annotated[Path, typer.Argument(help="PNG or TIFF that the camera delivered")],
+    sidecar: Annotated[
+        Path | None, typer.Option(help="prediction and scenario; default: IMAGE with .json")
+    ] = None,
+    device: Device = "auto",
+    overlay: Annotated[
+        Path | None, typer.Option(help="write a PNG with the matches drawn")
+    ] = None,
+) -> None:
+    """Where was this image taken, how high, how sure? Prints JSON; exit status 1 without a fix."""
+    from tnav.evaluate.infer import describe, draw
+    from tnav.evaluate.infer import infer as solve
+    from tnav.evaluate.scenario import resolve_device
+
+    found = solve(image, sidecar or image.with_suffix(".json"), resolve_device(device))
+    if overlay is not None:
+        draw(found, image, overlay)
+    result = describe(found)
+    print(json.dumps(result, allow_nan=False, indent=1))
+    if result["status"] != "ok":
+        raise SystemExit(_FAILED_LIMIT)
+
+
+@app.command()
+def render(
+    scenario: Annotated[str, typer.Argument(help="name in datasets/scenarios, or a YAML file")],
+    at: Annotated[list[float], typer.Option(help="time of a view, s; may be repeated")],
+    out: Out = Path("out/render"),
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Render what the camera sees at times of a scenario: PNG, truth arrays, frames.jsonl."""
+    from tnav.evaluate.run import build_world
+    from tnav.evaluate.scenario import load_scenario, resolve_device
+    from tnav.evaluate.views import write_views
+
+    world = build_world(load_scenario(scenario).with_seed(seed), resolve_device(device))
+    for path in write_views(world, at, out):
+        print(path)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="demo, render, match or pose")],
+    as_json: AsJson = False,
+    device: Device = "auto",
+    seeds: Annotated[int, typer.Option(help="draws (demo)")] = 3,
+) -> None:
+    """Measure and print a table; exit status 1 where a limit is missed."""
+    from tnav.evaluate.bench import measure
+    from tnav.evaluate.scenario import resolve_device
+
+    rows = measure(name, resolve_device(device), seeds, lambda text: print(text, file=sys.stderr))
+    _print_rows(f"bench {name}", rows, as_json)
+
+
+@dem_app.command(name="info")
+def dem_info(
+    name: Annotated[str | None, typer.Argument(help="manifest entry or raster; default: all")] = None,
+) -> None:
+    """What a DEM is: product, CRS, posting, bounds."""
+    from tnav.terrain.tiles import load_manifest, open_tile
+
+    for each in [name] if name else sorted(load_manifest().tiles):
+        tile = open_tile(each)
+        west, south, east, north = tile.bounds
+        print(f"{tile.name}: {tile.product}")
+        print(f"  file {tile.path}")
+        print(f"  crs {tile.crs.to_string()}, height = {tile.scale} * DN + {tile.offset} m")
+        print(f"  posting {tile.posting_m:.0f} m, features from {tile.effective_resolution_m:.0f} m")
+        print(f"  west {west} south {south} east {east} north {north}")
+
+
+@dem_app.command(name="verify")
+def dem_verify() -> None:
+    """Check every tile of the manifest: file, hash, CRS, radius."""
+    from tnav.terrain.tiles import load_manifest, open_tile
+
+    for name in sorted(load_manifest().tiles):
+        open_tile(name)
+        print(f"{name}: ok")
+
+
+def _run(
+    scenario: str, out: Path, device: str, seed: int, healthy: bool
+) -> "RunDocument":
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from tnav.evaluate.archive import load, save
+    from tnav.evaluate.metrics import frame_line, score, summary_lines
+    from tnav.evaluate.run import build_world
+    from tnav.evaluate.run import run as fly
+    from tnav.evaluate.runlog import write_document
+    from tnav.evaluate.scenario import load_scenario, resolve_device
+
+    recipe = load_scenario(scenario).with_seed(seed)
+    recipe = recipe.healthy() if healthy else recipe
+    where = resolve_device(device)
+    columns = (TextColumn("{task.description:<42}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("start", total=1.0)
+
+        def show(text: str, share: float) -> None:
+            bar.update(task, description=text, completed=share)
+
+        show("terrain: DEM, curvature, synthetic relief", 0.0)
+        world = build_world(recipe, where)
+        log = fly(world, show, lambda frame: bar.console.print(frame_line(frame), highlight=False))
+        show("writing", 1.0)
+        save(log, out, seed)
+        document = score(load(out))
+        write_document(out / "run.json", document)
+    for line in summary_lines(document):
+        print(line)
+    return document
+
+
+def _write_report(folder: Path) -> None:
+    from tnav.report.html import write_report
+
+    write_report(folder)
+
+
+def _print_rows(title: str, rows: "list[Row]", as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([row.as_dict() for row in rows], allow_nan=False, indent=1))
+    else:
+        _print_table(title, rows)
+    if any(row.passed is False for row in rows):
+        raise SystemExit(_FAILED_LIMIT)
+
+
+def _print_table(title: str, rows: "list[Row]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"tnav {title}", title_justify="left")
+    for column in ("name", "value", "unit", "limit", "passed", "n", "device"):
+        table.add_column(column, overflow="fold")
+    words: dict[Any, str] = {True: "yes", False: "NO", None: ""}
+    for row in rows:
+        value = "" if row.value is None else str(row.value)
+        cells = (row.name, value, row.unit, row.limit or "", words[row.passed])
+        table.add_row(*cells, str(row.n), row.device)
+    Console(width=132 if not sys.stdout.isatty() else None).print(table)

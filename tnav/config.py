@@ -1,0 +1,100 @@
+"""Recipes: YAML checked by pydantic, every error in one pass, each with its file, line and field."""
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tnav.errors import ConfigError
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+class Recipe(BaseModel):
+    """Base of every recipe: an unknown key is an error, and nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+RecipeT = TypeVar("RecipeT", bound=Recipe)
+
+
+def datasets_dir() -> Path:
+    """Folder of manifest, tiles and scenarios: ``TNAV_DATASETS``, or the one beside the package."""
+    return Path(os.environ.get("TNAV_DATASETS", _ROOT / "datasets"))
+
+
+def load_recipe(path: Path, model: type[RecipeT]) -> RecipeT:
+    """Read a YAML recipe.
+
+    Args:
+        path: the file.
+        model: what it must hold.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML, or does not fit; one line an error.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a UTF-8 text"
+        raise ConfigError(f"{path}: cannot be read ({reason}); expected a YAML recipe") from error
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        problem = getattr(error, "problem", None) or "unreadable"
+        raise ConfigError(f"{path}:{line}: not valid YAML: {problem}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}:1: found {type(data).__name__}, expected a mapping of keys")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(path, node, model, detail) for detail in error.errors()]
+        raise ConfigError("\n".join(lines)) from error
+
+
+def _explain(path: Path, root: yaml.Node | None, model: type[BaseModel], detail: Any) -> str:
+    location = tuple(detail["loc"])
+    field = ".".join(str(part) for part in location) or "recipe"
+    line = _line_of(root, location)
+    if detail["type"] == "extra_forbidden":
+        known = _known_keys(model, location[:-1])
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"
+        return f"{path}:{line}: {field}: unknown key ({hint})"
+    found = "" if detail["type"] == "missing" else f", found {detail['input']!r}"
+    return f"{path}:{line}: {field}: {detail['msg'].lower()}{found}"
+
+
+def _line_of(node: yaml.Node | None, location: Sequence[str | int]) -> int:
+    """Line of the deepest node on the way to a location (1-based)."""
+    line = 1 if node is None else node.start_mark.line + 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            pair = next((p for p in node.value if p[0].value == str(part)), None)
+            if pair is None:
+                return line
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            if part >= len(node.value):
+                return line
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return line
+
+
+def _known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    current: Any = model
+    for part in location:
+        field = current.model_fields.get(part) if hasattr(current, "model_fields") else None
+        if field is None:
+            return []
+        current = field.annotation
+    return list(current.model_fields) if hasattr(current, "model_fields") else []

@@ -1,0 +1,150 @@
+"""One image to one fix: render the map at the prediction, match, solve, and again until it settles.
+
+The chain sees an image, a map, the Sun, a star tracker's attitude and a predicted position: never
+the truth.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float32, Float64
+from torch import Tensor
+
+from tnav.estimate.altitude import estimate_altitude
+from tnav.estimate.pnp import fixes_on_host, solve_pose
+from tnav.geometry.camera import Camera
+from tnav.geometry.moon import up_L
+from tnav.geometry.pose import Pose, so3_log
+from tnav.match.matcher import match
+from tnav.records import (
+    AltitudeEstimate,
+    FixStatus,
+    Frame,
+    MapErrorModel,
+    Matches,
+    PoseFix,
+    PoseSolution,
+)
+from tnav.render.renderer import render
+from tnav.terrain.heightfield import Terrain
+from tnav.terrain.raycast import cast
+
+_MAX_RENDERS = 4
+_SETTLED_PX = 0.2  # below a match's own error the next view cannot tell more
+_UNSETTLED_PX = 2.0  # a solution that still moves by this after the last view is none
+_REFINE_RADIUS_PX = 6.0  # of a view rendered at a solved pose
+_SEARCH_SIGMAS = 4.0
+_SEARCH_MIN_PX = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Navigation:
+    """What navigation carries beside the image: map, its stated error, the Sun, the camera."""
+
+    terrain_map: Terrain
+    map_error: MapErrorModel
+    map_coarser: float  # map posting over image ground sample distance, at least
+    camera: Camera
+    sun_L: Float64[Tensor, "3"]
+    boresight_C: Float64[Tensor, "3"]  # of the altimeter
+    solver_seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Where the camera should be: position from the filter, attitude from the star tracker."""
+
+    t_s: float
+    pose: Pose  # one frame
+    position_covariance: Float64[Tensor, "3 3"]
+    attitude_sigma_rad: float
+
+
+@dataclass(frozen=True, slots=True)
+class Localisation:
+    """A fix with all that led to it. ``altitude`` is None where the fix failed."""
+
+    fix: PoseFix
+    altitude: AltitudeEstimate | None
+    solution: PoseSolution
+    matches: Matches
+    map_view: Frame
+    renders: int
+    ground_sample_distance_m: float  # at the prediction
+
+
+def localise(
+    image: Float32[Tensor, "1 1 h w"], prediction: Prediction, nav: Navigation
+) -> Localisation:
+    """Find the camera of one image.
+
+    Args:
+        image: what the camera saw, linear, on the map's device.
+        prediction: where it should be.
+        nav: the map and the rest.
+    """
+    pose = prediction.pose
+    agl_m = _agl_over_map(nav.terrain_map, pose)
+    gsd_m = nav.camera.ground_sample_distance_m(agl_m)
+    radius_px = _search_radius_px(prediction, nav.camera, agl_m)
+    for renders in range(1, _MAX_RENDERS + 1):
+        level = nav.terrain_map.level_for(
+            nav.camera.ground_sample_distance_m(_agl_over_map(nav.terrain_map, pose)),
+            posts_per_pixel=1 / nav.map_coarser,
+        )
+        view = render(nav.terrain_map, nav.camera, pose, nav.sun_L, first_level=level)
+        matches = match(view, image, search_radius_px=radius_px)
+        solution = solve_pose(
+            matches,
+            nav.camera,
+            Pose(prediction.pose.R_L_C, pose.position_L),
+            attitude_sigma_rad=prediction.attitude_sigma_rad,
+            map_error=nav.map_error,
+            seed=nav.solver_seed,
+        )
+        fix = fixes_on_host(solution, matches, [prediction.t_s])[0]
+        if fix.status is not FixStatus.OK:
+            return Localisation(fix, None, solution, matches, view, renders, gsd_m)
+        moved_px = _moved_px(pose, solution.pose, nav.camera, agl_m)
+        pose, radius_px = solution.pose, _REFINE_RADIUS_PX
+        if moved_px < _SETTLED_PX:
+            break
+    if moved_px > _UNSETTLED_PX:
+        fix = _refused(fix, FixStatus.NOT_SETTLED)
+        return Localisation(fix, None, solution, matches, view, renders, gsd_m)
+    altitude = estimate_altitude(
+        solution,
+        nav.terrain_map,
+        boresight_C=nav.boresight_C,
+        map_error=nav.map_error,
+        first_level=level,
+    )
+    return Localisation(fix, altitude, solution, matches, view, renders, gsd_m)
+
+
+def _agl_over_map(terrain_map: Terrain, pose: Pose) -> float:
+    hits = cast(terrain_map, pose.position_L, -up_L(pose.position_L))
+    return float(hits.range_m[0]) if bool(hits.hit[0]) else math.inf
+
+
+def _search_radius_px(prediction: Prediction, camera: Camera, agl_m: float) -> float:
+    """Reach of the position's error in the image: across, and along the view by scale."""
+    variance = torch.linalg.eigvalsh(prediction.position_covariance.cpu())[-1]
+    sigma_m = float(variance.clamp_min(0.0).sqrt())
+    sigma_px = math.hypot(
+        camera.focal_px * sigma_m / agl_m, camera.focal_px * prediction.attitude_sigma_rad
+    )
+    limit_px = 0.45 * min(camera.width_px, camera.height_px)
+    return min(max(_SEARCH_SIGMAS * sigma_px, _SEARCH_MIN_PX), limit_px)
+
+
+def _moved_px(before: Pose, after: Pose, camera: Camera, agl_m: float) -> float:
+    """How far the view moves between two poses: translation and rotation, in pixels."""
+    shift = (after.position_L - before.position_L).norm(dim=-1) / agl_m
+    turn = so3_log(after.R_L_C @ before.R_L_C.mT).norm(dim=-1)
+    return float(camera.focal_px * (shift + turn)[0])
+
+
+def _refused(fix: PoseFix, status: FixStatus) -> PoseFix:
+    return replace(fix, status=status, position_L=None, R_L_C=None, covariance=None)

@@ -1,0 +1,405 @@
+"""Flies one scenario with rendered images: truth in, what navigation made of it out.
+
+Truth flows into instruments and into the score, never into a stage that navigates.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float32, Float64
+from torch import Tensor
+
+from tnav.evaluate.localise import Localisation, Navigation, Prediction, localise
+from tnav.evaluate.scenario import Scenario
+from tnav.geometry.camera import Camera
+from tnav.geometry.moon import up_L
+from tnav.geometry.pose import Pose, so3_exp
+from tnav.geometry.sun import SunPosition, sun_at
+from tnav.monitor.isolate import Monitor, MonitorConfig
+from tnav.navigate.filter import (
+    FilterConfig,
+    FilterState,
+    initial_state,
+    predict_range,
+    propagate,
+    update_altimeter,
+    update_star_tracker,
+    update_vision,
+)
+from tnav.records import (
+    AltimeterReading,
+    FaultVerdict,
+    FixStatus,
+    Frame,
+    InertialIncrements,
+    Innovation,
+    RangePrediction,
+    StarTrackerReading,
+)
+from tnav.render.detector import Detector, expose
+from tnav.render.renderer import AlbedoField, render
+from tnav.simulate.descent import Trajectory, fly
+from tnav.simulate.faults import apply_fault
+from tnav.simulate.instruments import AltimeterLog, read_altimeter, read_inertial, read_star_tracker
+from tnav.terrain.heightfield import Terrain
+from tnav.terrain.raycast import cast
+from tnav.terrain.site import build_truth, degrade
+
+# Camera looks along the body's -z: x right, y down in the image (C) from the body's axes (B).
+R_B_C = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))
+_ALBEDO_WAVELENGTHS_M = (8.0, 4000.0)
+_TRUTH_POSTS_PER_PIXEL = 2.0
+
+Progress = Callable[[str, float], None]  # what is done now, share of the whole in [0, 1]
+OnFrame = Callable[["FrameLog"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Truth and map of one scenario, on the device."""
+
+    scenario: Scenario
+    device: torch.device
+    truth: Terrain
+    terrain_map: Terrain
+    trajectory: Trajectory
+    sun: SunPosition
+    camera: Camera
+    albedo: AlbedoField | None
+    # What the camera delivered, by image number: twins of one flight see the same images.
+    observed: dict[int, Float32[Tensor, "1 1 h w"]] = field(default_factory=dict)
+
+    def healthy_twin(self) -> "World":
+        """The same world and flight with a healthy altimeter; images are shared."""
+        return replace(self, scenario=self.scenario.healthy())
+
+
+@dataclass(frozen=True, slots=True)
+class FrameLog:
+    """One image with its fix and the truth that scores it."""
+
+    t_s: float
+    image: Float32[Tensor, "h w"]  # as the camera delivered it
+    prediction: Prediction
+    localisation: Localisation
+    true_pose: Pose
+    true_agl_m: float
+    true_range_m: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class AltimeterEpoch:
+    """One epoch of the altimeter with what navigation expected."""
+
+    t_s: float
+    true_range_m: float | None
+    range_m: float | None
+    predicted_m: float | None
+    predicted_sigma_m: float | None
+
+
+@dataclass(slots=True)
+class RunLog:
+    """What a run leaves behind; filled while it flies."""
+
+    world: World
+    states: list[FilterState] = field(default_factory=list)
+    frames: list[FrameLog] = field(default_factory=list)
+    altimeter: list[AltimeterEpoch] = field(default_factory=list)
+    innovations: list[Innovation] = field(default_factory=list)
+    monitor: Monitor | None = None
+    seconds: float = 0.0
+
+    @property
+    def verdicts(self) -> tuple[FaultVerdict, ...]:
+        """All alerts, in order."""
+        return self.monitor.verdicts if self.monitor else ()
+
+
+def build_world(scenario: Scenario, device: torch.device) -> World:
+    """Ground, map, flight and Sun of a scenario."""
+    ground = build_truth(scenario.site, scenario.seeds.terrain)
+    terrain_map = degrade(ground, scenario.map, scenario.seeds.map)
+    height, _ = ground.height_L(torch.zeros(1, 2, dtype=torch.float64))
+    trajectory = fly(scenario.descent, scenario.site.frame, float(height[0]))
+    contrast = scenario.imaging.albedo_contrast
+    albedo = (
+        AlbedoField.draw(
+            scenario.seeds.albedo, contrast=contrast, wavelengths_m=_ALBEDO_WAVELENGTHS_M
+        )
+        if contrast > 0
+        else None
+    )
+    return World(
+        scenario=scenario,
+        device=device,
+        truth=ground.to(device),
+        terrain_map=terrain_map.to(device),
+        trajectory=trajectory,
+        sun=sun_at(scenario.site.frame, scenario.epoch_utc),
+        camera=scenario.camera.camera(),
+        albedo=albedo,
+    )
+
+
+def navigation_of(scenario: Scenario, terrain_map: Terrain) -> Navigation:
+    """What flies along: the map and its stated error, nothing of the truth."""
+    device = terrain_map.device
+    boresight_B = torch.tensor(scenario.altimeter.boresight_B, dtype=torch.float64)
+    return Navigation(
+        terrain_map=terrain_map,
+        map_error=scenario.map.error_model(),
+        map_coarser=float(scenario.map.coarser),
+        camera=scenario.camera.camera(),
+        sun_L=sun_at(scenario.site.frame, scenario.epoch_utc).sun_L.to(device),
+        boresight_C=(R_B_C.T @ boresight_B).to(device),
+        solver_seed=scenario.seeds.solver,
+    )
+
+
+def run(world: World, progress: Progress, on_frame: OnFrame) -> RunLog:
+    """Fly a scenario through its world.
+
+    Args:
+        world: terrain, images, matching and solving live on its device; the filter on the CPU.
+        progress: told what is being done and how far the run is.
+        on_frame: given every image with its fix as soon as it is there.
+    """
+    began = time.perf_counter()
+    log = RunLog(world)
+    _Flight(log, progress, on_frame).fly()
+    log.seconds = time.perf_counter() - began
+    return log
+
+
+def observe(world: World, pose: Pose, seed: int) -> Float32[Tensor, "1 1 h w"]:
+    """What the camera delivers from a true pose."""
+    return expose(true_view(world, pose).image, Detector(), seed)
+
+
+def true_view(world: World, pose: Pose) -> Frame:
+    """Radiance and geometry of the ground from a true pose."""
+    agl_m = _down(world.truth, pose.position_L)
+    level = world.truth.level_for(
+        world.camera.ground_sample_distance_m(agl_m), posts_per_pixel=_TRUTH_POSTS_PER_PIXEL
+    )
+    return render(
+        world.truth,
+        world.camera,
+        pose,
+        world.sun.sun_L.to(world.device),
+        first_level=level,
+        samples=world.scenario.imaging.samples,
+        albedo=world.albedo,
+    )
+
+
+def _down(terrain: Terrain, position_L: Float64[Tensor, "1 3"]) -> float:
+    hits = cast(terrain, position_L, -up_L(position_L))
+    return float(hits.range_m[0]) if bool(hits.hit[0]) else math.nan
+
+
+class _Flight:
+    """The loop over time; its state is the filter, the monitor and the log."""
+
+    def __init__(self, log: RunLog, progress: Progress, on_frame: OnFrame) -> None:
+        world, scenario = log.world, log.world.scenario
+        self.log, self.world, self.progress, self.on_frame = log, world, progress, on_frame
+        self.nav = navigation_of(scenario, world.terrain_map)
+        self.spec = scenario.altimeter.spec()
+        seeds = scenario.seeds
+        self.inertial = read_inertial(scenario.inertial, world.trajectory, seeds.inertial)
+        self.stars_R_L_B = read_star_tracker(
+            scenario.star_tracker, world.trajectory.R_L_B, seeds.star_tracker
+        )
+        self.stars_sigma_rad = math.radians(scenario.star_tracker.sigma_deg)
+        healthy = read_altimeter(scenario.altimeter, world.trajectory, world.truth, seeds.altimeter)
+        self.true_range_m = healthy.true_range_m
+        self.readings = _with_fault(scenario, healthy)
+        self.config = _filter_config(scenario)
+        # The monitor runs on the host beside the filter and looks at the map there.
+        self.map_cpu = world.terrain_map.to("cpu")
+        self.state = _initial(world, self.config)
+        log.monitor = Monitor(
+            self.spec,
+            MonitorConfig(
+                descent_s=float(world.trajectory.t_s[-1]),
+                fix_interval_s=scenario.imaging.interval_s,
+            ),
+        )
+
+    def fly(self) -> None:
+        trajectory, scenario = self.world.trajectory, self.world.scenario
+        image_at = _epochs(trajectory, scenario.imaging.interval_s, scenario.imaging.first_s)
+        stars_at = _epochs(trajectory, 1 / scenario.star_tracker.rate_hz, 0.0)
+        range_at = _epochs(trajectory, 1 / scenario.altimeter.rate_hz, 0.0)
+        vision: Innovation | None = None
+        self.log.states.append(self.state)
+        for k in range(1, trajectory.t_s.numel()):
+            self._propagate(k)
+            if k in image_at:
+                vision = self._image(k, image_at[k], len(image_at))
+            elif k in stars_at:
+                self._stars(k)
+            if k in range_at:
+                self._range(range_at[k], vision)
+                vision = None
+            self.log.states.append(self.state)
+
+    def _propagate(self, k: int) -> None:
+        increments = InertialIncrements(
+            t_s=float(self.world.trajectory.t_s[k]),
+            dt_s=self.world.trajectory.dt_s,
+            delta_v_B=self.inertial.delta_v_B[k : k + 1],
+            delta_theta_B=self.inertial.delta_theta_B[k : k + 1],
+        )
+        frame = self.world.scenario.site.frame
+        self.state = propagate(self.state, increments, frame, self.config)
+
+    def _image(self, k: int, index: int, count: int) -> Innovation | None:
+        world, t_s = self.world, self.state.t_s
+        self.progress(f"image {index + 1} of {count}", index / count)
+        R_L_C = world.trajectory.R_L_B[k] @ R_B_C
+        true_pose = Pose(R_L_C[None], world.trajectory.position_L[k : k + 1]).to(world.device)
+        if index not in world.observed:
+            seed = world.scenario.seeds.camera * 4096 + index
+            world.observed[index] = observe(world, true_pose, seed)
+        image = world.observed[index]
+        began = time.perf_counter()
+        prediction = Prediction(
+            t_s=t_s,
+            pose=Pose((self.stars_R_L_B[k] @ R_B_C)[None], self.state.position_L).to(world.device),
+            position_covariance=self.state.covariance[0, :3, :3],
+            attitude_sigma_rad=self.stars_sigma_rad,
+        )
+        localisation = localise(image, prediction, self.nav)
+        seconds = time.perf_counter() - began
+        frame = self._frame_log(image, prediction, localisation, true_pose, seconds)
+        self.log.frames.append(frame)
+        self.on_frame(frame)
+        fix = localisation.fix
+        if fix.status is not FixStatus.OK:
+            self._stars(k)
+            return None
+        assert fix.position_L is not None and fix.R_L_C is not None and fix.covariance is not None
+        self.state, innovation = update_vision(
+            self.state,
+            fix.position_L[None],
+            fix.R_L_C[None],
+            fix.covariance[None],
+            torch.ones(1, dtype=torch.bool),
+            R_B_C,
+            t_s,
+            self.config,
+        )
+        self.log.innovations.append(innovation)
+        return innovation
+
+    def _frame_log(
+        self,
+        image: Float32[Tensor, "1 1 h w"],
+        prediction: Prediction,
+        localisation: Localisation,
+        true_pose: Pose,
+        seconds: float,
+    ) -> FrameLog:
+        truth = self.world.truth
+        beam_L = true_pose.R_L_C[0] @ self.nav.boresight_C
+        hits = cast(truth, true_pose.position_L, beam_L[None])
+        return FrameLog(
+            t_s=prediction.t_s,
+            image=image[0, 0].cpu(),
+            prediction=prediction,
+            localisation=localisation,
+            true_pose=true_pose,
+            true_agl_m=_down(truth, true_pose.position_L),
+            true_range_m=float(hits.range_m[0]),
+            seconds=seconds,
+        )
+
+    def _stars(self, k: int) -> None:
+        reading = StarTrackerReading(
+            self.state.t_s, self.stars_R_L_B[k : k + 1], self.stars_sigma_rad
+        )
+        self.state, innovation = update_star_tracker(self.state, reading, self.config)
+        self.log.innovations.append(innovation)
+
+    def _range(self, epoch: int, vision: Innovation | None) -> None:
+        t_s, (range_m, valid) = self.state.t_s, self.readings
+        reading = AltimeterReading(t_s, range_m[epoch : epoch + 1], valid[epoch : epoch + 1])
+        prediction, H = predict_range(self.state, self.map_cpu, self.spec, self.config)
+        self.state, innovation = update_altimeter(
+            self.state, reading, prediction, H, self.spec, self.config
+        )
+        assert self.log.monitor is not None
+        present = bool(innovation.present[0])
+        self.log.monitor.step(t_s, prediction, reading, innovation if present else None, vision)
+        if present:
+            self.log.innovations.append(innovation)
+        self._log_range(epoch, reading, prediction)
+
+    def _log_range(
+        self, epoch: int, reading: AltimeterReading, prediction: RangePrediction
+    ) -> None:
+        true_m = float(self.true_range_m[epoch])
+        defined = bool(prediction.defined[0])
+        self.log.altimeter.append(
+            AltimeterEpoch(
+                t_s=reading.t_s,
+                true_range_m=true_m if math.isfinite(true_m) else None,
+                range_m=float(reading.range_m[0]) if bool(reading.valid[0]) else None,
+                predicted_m=float(prediction.range_m[0]) if defined else None,
+                predicted_sigma_m=float(prediction.sigma_m[0]) if defined else None,
+            )
+        )
+
+
+def _with_fault(
+    scenario: Scenario, healthy: AltimeterLog
+) -> tuple[Float64[Tensor, " n"], Bool[Tensor, " n"]]:
+    return apply_fault(
+        scenario.fault, healthy.t_s, healthy.range_m, healthy.valid, scenario.seeds.fault
+    )
+
+
+def _filter_config(scenario: Scenario) -> FilterConfig:
+    """What the filter is told of its sensors: their data sheets, and the map's."""
+    unit = scenario.inertial
+    return FilterConfig(
+        accelerometer_random_walk_m_s_sqrts=unit.velocity_random_walk_m_s_sqrt_s,
+        accelerometer_bias_sigma_m_s2=unit.accelerometer_bias_m_s2,
+        gyro_random_walk_rad_sqrts=unit.angle_random_walk_rad_sqrt_s,
+        gyro_bias_sigma_rad_s=unit.gyro_bias_rad_s,
+        range_bias_sigma_m=max(scenario.map.vertical_rms_m, 0.1),
+        range_bias_correlation_m=scenario.map.vertical_correlation_m,
+    )
+
+
+def _initial(world: World, config: FilterConfig) -> FilterState:
+    """The filter's start: truth plus one seeded draw of the initial error."""
+    error, seeds = world.scenario.initial_error, world.scenario.seeds
+    generator = torch.Generator().manual_seed(seeds.initial)
+    draw = torch.randn(3, 1, 3, generator=generator, dtype=torch.float64)
+    attitude_rad = math.radians(error.attitude_deg)
+    trajectory = world.trajectory
+    return initial_state(
+        float(trajectory.t_s[0]),
+        trajectory.position_L[:1] + error.position_m * draw[0],
+        trajectory.velocity_L[:1] + error.velocity_m_s * draw[1],
+        so3_exp(attitude_rad * draw[2]) @ trajectory.R_L_B[:1],
+        position_sigma_m=error.position_m,
+        velocity_sigma_m_s=error.velocity_m_s,
+        attitude_sigma_rad=attitude_rad,
+        config=config,
+    )
+
+
+def _epochs(trajectory: Trajectory, interval_s: float, first_s: float) -> dict[int, int]:
+    """Steps of the inertial grid at which a sensor of that interval speaks, with their number."""
+    end_s = float(trajectory.t_s[-1])
+    count = int((end_s - first_s) / interval_s + 1e-9) + 1 if end_s >= first_s else 0
+    return {trajectory.index_at(first_s + i * interval_s): i for i in range(count)}

@@ -1,0 +1,1 @@
+"""Poses, cameras, Moon frames and the Sun. Nothing here knows terrain, images or time series."""

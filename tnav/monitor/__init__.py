@@ -1,0 +1,1 @@
+"""The fault monitor: sequential statistics on what the filter finds, and who is to blame."""

@@ -1,0 +1,1 @@
+"""The navigation filter: inertial propagation corrected by star tracker, camera and altimeter."""

@@ -1,0 +1,1 @@
+"""Views of a terrain: reflectance, rays, shadows, detector."""

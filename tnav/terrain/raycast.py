@@ -1,0 +1,195 @@
+"""The one ray caster: camera, Sun and altimeter all ask it what a ray meets.
+
+The surface is that of `tnav.terrain.heightfield`: one bilinear patch per cell gives range, normal
+and shadow alike. NVIDIA Warp runs `tnav.terrain.kernels` on the terrain's device; this module is
+the only one that calls it, and loads it at the first ray.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float64, Int32
+from torch import Tensor
+
+from tnav.errors import DeviceError
+from tnav.terrain.heightfield import Terrain
+
+SHADOW_LIFT_M = 1e-3  # clears the rounding of a hit point; moves a shadow's tip 5 mm at 11 deg
+_BAND_RAYS = 8192  # fewer rays than this are not worth another thread
+_BANDS_PER_CPU = 8  # bands cost unevenly; more of them than threads evens it out
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """What rays met first."""
+
+    range_m: Float64[Tensor, " n"]  # from the origin along the unit direction; NaN where not hit
+    hit: Bool[Tensor, " n"]
+    normal_L: Float64[Tensor, "n 3"]  # unit, upwards; NaN where not hit
+    level: Int32[Tensor, " n"]  # index of the level hit; -1 where not hit
+
+
+def cast(
+    terrain: Terrain,
+    origin_L: Float64[Tensor, "n 3"],
+    direction_L: Float64[Tensor, "n 3"],
+    *,
+    first_level: int = 0,
+) -> Hits:
+    """First intersection of rays with the ground.
+
+    A ray that starts below the ground, or enters the terrain's rectangle below it, hits right
+    there. Beyond the coarsest level there is nothing to hit. Rays that are not finite miss.
+
+    Args:
+        terrain: on the rays' device.
+        origin_L: where each ray starts, m; inside or outside the terrain, above or below it.
+        direction_L: unit vectors.
+        first_level: levels finer than this one are not there (``Terrain.level_for``).
+
+    Raises:
+        ConfigError: no such level.
+        DeviceError: rays and terrain on different devices.
+    """
+    n, device = origin_L.shape[0], origin_L.device
+    hits = Hits(
+        range_m=torch.empty(n, dtype=torch.float64, device=device),
+        hit=torch.empty(n, dtype=torch.bool, device=device),
+        normal_L=torch.empty(n, 3, dtype=torch.float64, device=device),
+        level=torch.empty(n, dtype=torch.int32, device=device),
+    )
+    outputs = (hits.range_m, hits.hit, hits.normal_L, hits.level)
+    _launch("cast_kernel", terrain, first_level, (origin_L, direction_L), (), outputs)
+    return hits
+
+
+def occluded(
+    terrain: Terrain,
+    origin_L: Float64[Tensor, "n 3"],
+    direction_L: Float64[Tensor, "n 3"] | Float64[Tensor, "3"],
+    *,
+    first_level: int = 0,
+    lift_m: float = SHADOW_LIFT_M,
+) -> Bool[Tensor, " n"]:
+    """Whether the ground blocks the way from points on it, to the Sun for one.
+
+    A point is lit where its normal faces the Sun *and* it is not occluded: ask both.
+
+    Args:
+        terrain: on the points' device.
+        origin_L: points, m, as `cast` finds them.
+        direction_L: unit vectors, or one for all points.
+        first_level: as the points were cast.
+        lift_m: height above the point at which the ray starts. It shortens shadows by
+            lift / tan(elevation).
+
+    Raises:
+        ConfigError: no such level.
+        DeviceError: points and terrain on different devices.
+    """
+    blocked = torch.empty(origin_L.shape[0], dtype=torch.bool, device=origin_L.device)
+    rays = (origin_L, direction_L.expand(origin_L.shape))
+    _launch("occluded_kernel", terrain, first_level, rays, (lift_m,), (blocked,))
+    return blocked
+
+
+def memory_of(tensor: Tensor) -> Tensor:
+    """The tensor whose memory Warp may read and write: itself, on the CPU and on CUDA.
+
+    This is Warp's one door. The tests' simulated accelerator replaces it.
+    """
+    return tensor
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    """Warp, started quietly, and the kernels."""
+    import warp as wp
+
+    wp.config.log_level = wp.LOG_WARNING
+    wp.init()
+    from tnav.terrain import kernels
+
+    return kernels
+
+
+@functools.cache
+def _loaded(device: str) -> ModuleType:
+    """The kernels, compiled and loaded for a device by this thread and not by one of the pool."""
+    import warp as wp
+
+    kernels = _kernels()
+    wp.load_module(kernels, device=device)
+    return kernels
+
+
+def _launch(
+    name: str,
+    terrain: Terrain,
+    first_level: int,
+    rays: tuple[Tensor, Tensor],
+    numbers: tuple[float, ...],
+    outputs: tuple[Tensor, ...],
+) -> None:
+    import warp as wp
+
+    terrain.check_level(first_level)
+    origin_L, direction_L = rays
+    for what, tensor in (("origins", origin_L), ("directions", direction_L)):
+        if tensor.device != terrain.device:
+            raise DeviceError(f"rays: {what} on {tensor.device}, terrain on {terrain.device}")
+    n = origin_L.shape[0]
+    if n == 0:
+        return
+    device = str(memory_of(origin_L).device)
+    kernels = _loaded(device)
+    kernel = getattr(kernels, name)
+    packed = terrain.packed
+    ground = kernels.Ground()
+    ground.posts_m = wp.from_torch(memory_of(packed.posts_m))
+    ground.maxima_m = wp.from_torch(memory_of(packed.maxima_m))
+    ground.origin_m = wp.from_torch(memory_of(packed.origin_m))
+    ground.layout = wp.from_torch(memory_of(packed.layout))
+    ground.first_level = first_level
+    rays_and_numbers = [*(_vectors(ray) for ray in rays), *numbers]
+    results = [_vectors(t) if t.dim() == 2 else wp.from_torch(memory_of(t)) for t in outputs]
+
+    def run(first: int, count: int) -> None:
+        inputs = [ground, first, *rays_and_numbers]
+        wp.launch(kernel, dim=count, inputs=inputs, outputs=results, device=device)
+
+    if device == "cpu":
+        _run_bands(run, n)
+    else:
+        current = torch.cuda.current_stream(device)
+        with wp.ScopedStream(wp.stream_from_torch(current), sync_enter=False):
+            run(0, n)
+
+
+def _vectors(tensor: Tensor) -> Any:
+    """Rows of three as a Warp array of vectors."""
+    import warp as wp
+
+    memory = memory_of(tensor)
+    if memory.stride(1) != 1:
+        memory = memory.contiguous()
+    return wp.from_torch(memory, dtype=wp.vec3d)
+
+
+def _run_bands(run: Callable[[int, int], None], n: int) -> None:
+    """Share rays among threads: a launch on the CPU runs in one thread and releases the GIL."""
+    workers = os.cpu_count() or 1
+    band = max(_BAND_RAYS, -(-n // (workers * _BANDS_PER_CPU)))
+    if workers == 1 or n <= band:
+        run(0, n)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        bands = [pool.submit(run, first, min(band, n - first)) for first in range(0, n, band)]
+        for done in bands:
+            done.result()

@@ -1,0 +1,212 @@
+"""The only door to GDAL: DEM tiles by name or path, checked, and sampled in latitude and longitude.
+
+A tile is a raster of heights above a sphere, in any Moon CRS that GDAL knows. rasterio applies
+neither scale nor offset, so both come from the manifest (or, for a file of the user's, its tags).
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from pydantic import Field
+from rasterio.crs import CRS
+from rasterio.errors import CRSError, RasterioError
+from rasterio.io import DatasetReader
+from rasterio.warp import transform as transform_coordinates
+from rasterio.windows import Window
+from scipy import ndimage
+
+from tnav.config import Recipe, datasets_dir, load_recipe
+from tnav.errors import TileError
+from tnav.geometry.moon import RADIUS_M
+
+_GEOGRAPHIC = "IAU_2015:30100"  # latitude and longitude on the 1737.4 km sphere
+_SPLINE_MARGIN_POSTS = 12  # a cubic spline's prefilter forgets its border within these
+_RADIUS_TOLERANCE_M = 1.0
+
+
+class TileEntry(Recipe):
+    """What the manifest says of one tile."""
+
+    file: Path  # relative to the manifest
+    product: str
+    citation: str
+    licence: str
+    crs: str
+    datum_radius_m: float
+    units: str
+    scale: float = Field(gt=0)
+    offset: float
+    posting_deg: float = Field(gt=0)
+    effective_resolution_m: float = Field(gt=0)  # shorter features are not in the data
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class Manifest(Recipe):
+    """All tiles that travel with tnav."""
+
+    tiles: dict[str, TileEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A DEM that passed its checks; heights are read when they are asked for."""
+
+    path: Path
+    name: str
+    product: str
+    crs: CRS
+    scale: float
+    offset: float
+    posting_m: float  # along a meridian, or of the projected grid
+    effective_resolution_m: float
+    bounds: tuple[float, float, float, float]  # west, south, east, north in the CRS's units
+
+
+def load_manifest() -> Manifest:
+    """The manifest in the datasets folder."""
+    return load_recipe(datasets_dir() / "manifest.yaml", Manifest)
+
+
+def open_tile(name_or_path: str) -> Tile:
+    """Find and check a tile.
+
+    Args:
+        name_or_path: an entry of the manifest, or the path of a raster with a Moon CRS.
+
+    Raises:
+        TileError: unknown, missing, damaged, not of the Moon, or not a height raster.
+    """
+    manifest = load_manifest()
+    if name_or_path in manifest.tiles:
+        entry = manifest.tiles[name_or_path]
+        path = datasets_dir() / entry.file
+        _check_hash(path, entry.sha256, name_or_path)
+        with _open(path) as raster:
+            return _checked(raster, path, name_or_path, entry)
+    path = Path(name_or_path)
+    if not path.exists():
+        known = ", ".join(sorted(manifest.tiles))
+        raise TileError(f"{path}: no such DEM; expected a file or one of the manifest: {known}")
+    with _open(path) as raster:
+        return _checked(raster, path, path.stem, None)
+
+
+def verify(name: str) -> None:
+    """Check one manifest entry: file, hash, CRS, size. Raises TileError where it fails."""
+    if name not in load_manifest().tiles:
+        raise TileError(f"{name}: not in {datasets_dir() / 'manifest.yaml'}")
+    open_tile(name)
+
+
+def sample_height_m(
+    tile: Tile, latitude_deg: NDArray[np.float64], longitude_deg: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Heights above the 1737.4 km sphere by cubic spline (SciPy), of the shape of the arguments.
+
+    Raises:
+        TileError: a point lies outside the tile, or on missing data.
+    """
+    x, y = _to_crs(tile, latitude_deg, longitude_deg)
+    with _open(tile.path) as raster:
+        column, row = ~raster.transform * (x, y)
+        column, row = column - 0.5, row - 0.5  # from pixel corners to posts
+        first = [int(np.floor(v.min())) - _SPLINE_MARGIN_POSTS for v in (row, column)]
+        last = [int(np.ceil(v.max())) + _SPLINE_MARGIN_POSTS for v in (row, column)]
+        inside = row.min() >= 0 and row.max() <= raster.height - 1
+        if not (inside and column.min() >= 0 and column.max() <= raster.width - 1):
+            raise TileError(
+                f"{tile.path}: asked for latitude {latitude_deg.min():.2f} to "
+                f"{latitude_deg.max():.2f}, longitude {longitude_deg.min():.2f} to "
+                f"{longitude_deg.max():.2f} deg, which the tile (bounds {tile.bounds}) does not "
+                "cover; choose a site further inside or a larger tile"
+            )
+        top, left = max(first[0], 0), max(first[1], 0)
+        height = min(last[0], raster.height - 1) - top + 1
+        width = min(last[1], raster.width - 1) - left + 1
+        dn = raster.read(1, window=Window(left, top, width, height), masked=True)
+    holes = int(np.ma.count_masked(dn)) + int(np.count_nonzero(~np.isfinite(dn.filled(0))))
+    if holes:
+        raise TileError(
+            f"{tile.path}: {holes} missing or NaN posts in rows {top} to {top + height - 1}, "
+            f"columns {left} to {left + width - 1}; fill the holes or choose another site"
+        )
+    grid = dn.data.astype(np.float64) * tile.scale + tile.offset
+    return ndimage.map_coordinates(grid, [row - top, column - left], order=3, mode="nearest")
+
+
+def _to_crs(
+    tile: Tile, latitude_deg: NDArray[np.float64], longitude_deg: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    if tile.crs.is_geographic:
+        # Longitudes may be written from 0 or from -180: take the turn that meets the tile.
+        west = tile.bounds[0]
+        return west + (longitude_deg - west) % 360.0, latitude_deg
+    xs, ys = transform_coordinates(
+        CRS.from_string(_GEOGRAPHIC), tile.crs, longitude_deg.ravel(), latitude_deg.ravel()
+    )
+    shape = latitude_deg.shape
+    return np.asarray(xs).reshape(shape), np.asarray(ys).reshape(shape)
+
+
+def _open(path: Path) -> DatasetReader:
+    try:
+        return rasterio.open(path)
+    except RasterioError as error:
+        reason = "no such file" if not path.exists() else "not a raster that GDAL can read"
+        raise TileError(f"{path}: {reason}; expected a GeoTIFF, COG or PDS label") from error
+
+
+def _check_hash(path: Path, sha256: str, name: str) -> None:
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise TileError(f"{path}: missing file of tile '{name}'; restore it") from error
+    if found != sha256:
+        raise TileError(
+            f"{path}: sha256 {found[:12]}..., but manifest.yaml says {sha256[:12]}... for "
+            f"'{name}'; the file was changed or damaged: restore it"
+        )
+
+
+def _checked(raster: DatasetReader, path: Path, name: str, entry: TileEntry | None) -> Tile:
+    crs = raster.crs
+    if crs is None:
+        raise TileError(f"{path}: no CRS; expected a Moon CRS such as {_GEOGRAPHIC}")
+    radius_m = _sphere_radius_m(crs)
+    if radius_m is None or abs(radius_m - RADIUS_M) > _RADIUS_TOLERANCE_M:
+        found = "unknown" if radius_m is None else f"{radius_m / 1e3:.1f} km"
+        raise TileError(
+            f"{path}: crs {crs.to_string()[:40]} has radius {found}, expected the Moon's "
+            f"{RADIUS_M / 1e3} km (such as {_GEOGRAPHIC}); reproject or relabel the tile"
+        )
+    if raster.count != 1:
+        raise TileError(f"{path}: {raster.count} bands, expected one band of heights")
+    degree_m = np.pi / 180 * RADIUS_M
+    posting_m = abs(raster.transform.e) * (degree_m if crs.is_geographic else 1.0)
+    return Tile(
+        path=path,
+        name=name,
+        product=entry.product if entry else path.name,
+        crs=crs,
+        scale=entry.scale if entry else raster.scales[0],
+        offset=entry.offset if entry else raster.offsets[0],
+        posting_m=float(posting_m),
+        effective_resolution_m=entry.effective_resolution_m if entry else 2.0 * posting_m,
+        bounds=tuple(raster.bounds),
+    )
+
+
+def _sphere_radius_m(crs: CRS) -> float | None:
+    """Semi-major axis that a CRS names in its WKT, or None."""
+    try:
+        wkt = crs.to_wkt()
+    except CRSError:
+        return None
+    for keyword in ("SPHEROID[", "ELLIPSOID["):
+        if keyword in wkt:
+            return float(wkt.split(keyword, 1)[1].split(",")[1])
+    return None
