@@ -150,7 +150,7 @@ class Draw:
 
 
 def fix_covariance(height_m: float) -> Tensor:
-    """Covariance of a fix: metres that grow with height, attitude coupled to horizontal position."""
+    """Covariance of a fix: metres that grow with height, attitude coupled to position."""
     lean = torch.eye(6, dtype=F64)
     lean[:3, 3:] = -skew(torch.tensor([0.0, 0.0, height_m], dtype=F64))
     spread = torch.tensor([1 + 3e-4 * height_m] * 2 + [1 + 6e-4 * height_m], dtype=F64)
@@ -247,8 +247,9 @@ def fly(
             wave = torch.cos(features * (float(beam_x) / config.range_bias_correlation_m) + phases)
             field = config.range_bias_sigma_m * math.sqrt(2 / 64) * wave.sum(-1)
         if (k + 1) % 2 == 0:
+            height_m = float(here.position_L[2] + kick[2])
             state, epoch = _range(
-                state, here, position_L, t_s, fault, draw, config, field, smooth_map
+                state, here, height_m, t_s, fault, draw, config, field, smooth_map
             )
             epochs.append(replace(epoch, vision=vision))
         if fix:
@@ -312,7 +313,7 @@ def plane_prediction(
 def _range(
     state: FilterState,
     here: Instant,
-    position_L: Tensor,
+    height_m: float,
     t_s: float,
     fault: Fault,
     draw: Draw,
@@ -321,7 +322,7 @@ def _range(
     smooth_map: bool,
 ) -> tuple[FilterState, Epoch]:
     cosine = float(here.R_L_B[2, 2])
-    range_m = float(position_L[2]) / cosine
+    range_m = height_m / cosine
     sigma = math.hypot(SPEC.noise_floor_m, SPEC.noise_fraction * range_m) * fault.altimeter_noise(
         t_s
     )

@@ -115,9 +115,11 @@ def _search(
     rows, cols = z.shape
     i, j = (g.ravel() for g in np.mgrid[0 : rows - 1, 0 : cols - 1])
     corners = [z[i, j], z[i, j + 1], z[i + 1, j], z[i + 1, j + 1]]
-    west, south = level.west_m + j * level.post_m, level.south_m + i * level.post_m
-    near_x, far_x = _span(o[:, :1], d[:, :1], west, west + level.post_m)
-    near_y, far_y = _span(o[:, 1:2], d[:, 1:2], south, south + level.post_m)
+    lines_x = level.west_m + np.arange(cols) * level.post_m  # shared by neighbours: no gap between them
+    lines_y = level.south_m + np.arange(rows) * level.post_m
+    west, south = lines_x[j], lines_y[i]
+    near_x, far_x = _span(o[:, :1], d[:, :1], west, lines_x[j + 1])
+    near_y, far_y = _span(o[:, 1:2], d[:, 1:2], south, lines_y[i + 1])
     near = np.maximum(np.maximum(near_x, near_y), start[:, None])
     far = np.minimum(np.minimum(far_x, far_y), end[:, None])
     with np.errstate(divide="ignore", invalid="ignore"):  # a vertical ray is below everything from here on

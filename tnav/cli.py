@@ -94,9 +94,7 @@ def infer(
         Path | None, typer.Option(help="prediction and scenario; default: IMAGE with .json")
     ] = None,
     device: Device = "auto",
-    overlay: Annotated[
-        Path | None, typer.Option(help="write a PNG with the matches drawn")
-    ] = None,
+    overlay: Annotated[Path | None, typer.Option(help="write a PNG with the matches drawn")] = None,
 ) -> None:
     """Where was this image taken, how high, how sure? Prints JSON; exit status 1 without a fix."""
     from tnav.evaluate.infer import describe, draw
@@ -147,7 +145,9 @@ def bench(
 
 @dem_app.command(name="info")
 def dem_info(
-    name: Annotated[str | None, typer.Argument(help="manifest entry or raster; default: all")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="manifest entry or raster; default: all")
+    ] = None,
 ) -> None:
     """What a DEM is: product, CRS, posting, bounds."""
     from tnav.terrain.tiles import load_manifest, open_tile
@@ -158,7 +158,9 @@ def dem_info(
         print(f"{tile.name}: {tile.product}")
         print(f"  file {tile.path}")
         print(f"  crs {tile.crs.to_string()}, height = {tile.scale} * DN + {tile.offset} m")
-        print(f"  posting {tile.posting_m:.0f} m, features from {tile.effective_resolution_m:.0f} m")
+        print(
+            f"  posting {tile.posting_m:.0f} m, features from {tile.effective_resolution_m:.0f} m"
+        )
         print(f"  west {west} south {south} east {east} north {north}")
 
 
@@ -172,9 +174,7 @@ def dem_verify() -> None:
         print(f"{name}: ok")
 
 
-def _run(
-    scenario: str, out: Path, device: str, seed: int, healthy: bool
-) -> "RunDocument":
+def _run(scenario: str, out: Path, device: str, seed: int, healthy: bool) -> "RunDocument":
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -1,4 +1,4 @@
-"""Recipes: YAML checked by pydantic, every error in one pass, each with its file, line and field."""
+"""Recipes: YAML checked by pydantic; all errors in one pass, with file, line and field."""
 
 import difflib
 import os

@@ -2,11 +2,11 @@
 
 
 class TnavError(Exception):
-    """Anything a user can mend. The command line prints its text in one line and exits with 2."""
+    """Anything a user can mend. The command line prints its text and exits with 2."""
 
 
 class ConfigError(TnavError):
-    """A recipe or a record that does not say what it must (file, line and field are in the text)."""
+    """A recipe or a record that does not say what it must; the text names file, line, field."""
 
 
 class TileError(TnavError):

@@ -33,7 +33,7 @@ def relief(height_px: int, width_px: int, seed: int) -> Tensor:
 
 
 def _dig(ground: Tensor, cv: float, cu: float, radius: float) -> None:
-    """Parabolic bowl with a rim, wrapped around the edges; depth a fifth of the diameter at most."""
+    """Parabolic bowl with a rim, wrapped around the edges; an eighth of its width deep."""
     reach = math.ceil(2.2 * radius)
     rows = torch.arange(math.floor(cv) - reach, math.floor(cv) + reach + 1)
     columns = torch.arange(math.floor(cu) - reach, math.floor(cu) + reach + 1)
@@ -123,7 +123,7 @@ def detect(image: Tensor, seed: int, full_well: float = 20000.0, exposure: float
 
 
 def frame(image: Tensor, lit: Tensor | None = None, hit: Tensor | None = None) -> Frame:
-    """Frame of (h, w) views on a plane: pixel (row, col) sees the point (col + .5, row + .5, row col)."""
+    """Frame of (h, w) or (b, h, w) views; the pixel centred at (u, v) sees point (u, v, u v)."""
     image = image if image.dim() == 3 else image[None]
     b, h, w = image.shape
     everywhere = torch.ones(b, h, w, dtype=torch.bool)

@@ -63,7 +63,8 @@ def test_flat_patches_score_nothing() -> None:
         surface = correlate(*pair, cell, cell, patch_px=15, radius_px=3)
         assert surface.abs().max() < 1e-2
         peaks = find_peaks(surface, patch_px=15)
-        assert peaks.covariance_px2.isfinite().all() and peaks.offset_px.isfinite().all()
+        assert peaks.covariance_px2.isfinite().all()
+        assert peaks.offset_px.isfinite().all()
 
 
 @given(st.integers(1, 9), st.integers(0, 2**31))
@@ -150,7 +151,8 @@ def test_features_ignore_exposure_and_vanish_on_constant_images(channel: Channel
     )
     for level in (0.0, 1e-20, 0.4, 1.0):
         flat = features(torch.full((2, 1, 64, 96), level), channel)
-        assert flat.shape[2:] == (64, 96) and flat.abs().max() < 1e-3
+        assert flat.shape[2:] == (64, 96)
+        assert flat.abs().max() < 1e-3
 
 
 def test_only_cfog_is_blind_to_reversed_contrast() -> None:
@@ -162,4 +164,5 @@ def test_only_cfog_is_blind_to_reversed_contrast() -> None:
         a, b = features(image, channel), features(reversed_, channel)
         score[channel] = correlate(a, b, cell, cell, patch_px=47, radius_px=0).item()
     assert score[Channel.CFOG] > 0.7
-    assert score[Channel.SIGNED_GRADIENT] < -0.7 and score[Channel.LOCAL_CONTRAST] < -0.7
+    assert score[Channel.SIGNED_GRADIENT] < -0.7
+    assert score[Channel.LOCAL_CONTRAST] < -0.7

@@ -80,17 +80,19 @@ def test_homography_of_an_oblique_prediction_error() -> None:
     view, image = pair(H, SIDE, SIDE, 74, coarser=2.0)
     matches = match(view, image, search_radius_px=60.0)
     error = error_px(matches, H)[matches.valid].norm(dim=-1)
-    assert matches.valid.sum() > 80 and (error < 3).all() and error.median() < 0.12
+    assert matches.valid.sum() > 80
+    assert (error < 3).all()
+    assert error.median() < 0.12
 
 
 def test_covariance_is_calibrated_where_the_map_lacks_detail() -> None:
-    """A scene scatters by 0.17 (1 sigma over 20) about the calibration: six by 0.07, here 3 sigma."""
+    """Scenes scatter by 0.27 (1 sigma, relative): the mean of 20 by 0.06, held here to 3 sigma."""
     squares = []
-    for seed in range(90, 96):
-        H = similarity(1.0, 0.0, (0.37 * (seed - 92), 1.9 - 0.41 * (seed - 90)), MIDDLE)
+    for seed in range(200, 220):
+        H = similarity(1.0, 0.0, (0.37 * (seed - 208), 2.9 - 0.31 * (seed - 200)), MIDDLE)
         view, image = pair(H, SIDE, SIDE, seed, coarser=2.0 + 2.0 * (seed % 2), map_noise_px=0.5)
         squares.append(normalised_square(match(view, image, search_radius_px=6.0), H))
-    assert 0.79 < torch.cat(squares).mean().item() / 2 < 1.21
+    assert 0.82 < torch.cat(squares).mean().item() / 2 < 1.18
 
 
 def test_covariance_is_not_too_small_with_detector_noise_alone() -> None:
@@ -206,9 +208,10 @@ def test_way_back_rejects_half_of_what_is_inconsistent(small: tuple[Frame, Tenso
     u = checked.uv_map_px[..., 0]
     wrong = unchecked.valid & (u < SIDE / 2 - 24)
     right = unchecked.valid & (u > SIDE / 2 + 28)
-    assert wrong.sum() >= 40 and right.sum() >= 60
-    # Binomial with n of at least 40 about one half: 0.25 is three standard deviations below.
-    assert (wrong & ~checked.valid).sum() > 0.25 * wrong.sum()
+    assert wrong.sum() >= 30
+    assert right.sum() >= 60
+    # Binomial with n of at least 30 about one half: 0.22 is three standard deviations below.
+    assert (wrong & ~checked.valid).sum() > 0.22 * wrong.sum()
     assert checked.valid[right].float().mean() > 0.97
 
 

@@ -26,7 +26,7 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from tnav.errors import ConfigError
-from tnav.geometry.moon import GM_M3_S2, LocalFrame, gravity_L
+from tnav.geometry.moon import GM_M3_S2, RADIUS_M, LocalFrame, gravity_L
 from tnav.geometry.pose import so3_exp, so3_log
 from tnav.navigate.filter import (
     SENSORS,
@@ -248,7 +248,8 @@ def test_measurement_jacobians_against_finite_differences(sensor: Sensor) -> Non
     eye = torch.eye(STATES, dtype=F64)
     if sensor is Sensor.ALTIMETER:
         expected = plane_prediction(state, CONFIG)[1][0]
-        assert expected[0, 2] > 1.0 and expected[0, 6:9].norm() > 100  # slanted: metres a radian
+        assert expected[0, 2] > 1.0
+        assert expected[0, 6:9].norm() > 100
     else:
         expected = eye[6:9] if sensor is Sensor.STAR_TRACKER else torch.cat([eye[:3], eye[6:9]])
     assert torch.allclose(numeric, expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
@@ -281,13 +282,17 @@ def test_prediction_on_a_sloping_map_in_closed_form() -> None:
         e = torch.zeros(STATES, dtype=F64)
         e[i] = 1e-5 if 6 <= i < 9 else 1.0
         numeric = (range_m(perturbed(state, e)) - range_m(perturbed(state, -e))) / (2 * e[i])
-        assert float(H[0, 0, i]) == pytest.approx(float(numeric), rel=2e-5, abs=1e-2 * float(e[i]))
+        # The map is float32: slopes are good to 1e-6, and the beam's length multiplies that.
+        reach_m = float(prediction.range_m[0]) if 6 <= i < 9 else 1.0
+        assert float(H[0, 0, i]) == pytest.approx(float(numeric), rel=1e-5, abs=1e-5 * reach_m)
     variance = (H @ state.covariance @ H.mT).item() + CONFIG.relief_sigma_m**2
     assert float(prediction.sigma_m[0]) == pytest.approx(math.sqrt(variance))
 
     beyond = replace(state, position_L=state.position_L + 1e5)
     missed, H = predict_range(beyond, terrain, SPEC, CONFIG)
-    assert not bool(missed.defined[0]) and bool(missed.range_m.isnan()) and not bool(H.any())
+    assert not bool(missed.defined[0])
+    assert bool(missed.range_m.isnan())
+    assert not bool(H.any())
 
 
 def test_least_squares_of_the_same_fixes() -> None:
@@ -325,14 +330,15 @@ def test_least_squares_of_the_same_fixes() -> None:
     covariance[:3, :3] = covariance3
     free = start(0.0)  # the nominal without corrections
     free = replace(free, position_L=state.position_L, velocity_L=state.velocity_L)
+    gradient = np.diag([-1.0, -1.0, 2.0]) * GM_M3_S2 / (RADIUS_M + 8000.0) ** 3  # of gravity
     bias_B = torch.from_numpy(offset[6:])  # the unit reads force plus bias, the filter assumes none
     for k in range(800):
         delta_v, delta_theta = ideal_increments(k)
         increments = step((k + 1) * DT_S, delta_v + DT_S * bias_B, delta_theta)
         R = truth((k + 0.5) * DT_S).R_L_B.numpy()
-        force_bias = np.hstack([np.zeros((3, 6)), -R])
-        design = design + DT_S * (rate + 0.5 * DT_S * force_bias)
-        rate = rate + DT_S * force_bias
+        push = np.hstack([np.zeros((3, 6)), -R]) + gradient @ design
+        design = design + DT_S * (rate + 0.5 * DT_S * push)
+        rate = rate + DT_S * push
         state, free = (propagate(s, increments, FRAME, config) for s in (state, free))
         if (k + 1) % 80 == 0:
             t_s = (k + 1) * DT_S
@@ -394,10 +400,6 @@ def test_nis_lies_in_its_chi_square_bounds(flight: Flight) -> None:
         assert len(values) > 1000
         low, high = chi2.ppf([1e-4, 1 - 1e-4], degrees * len(values))
         assert low < float(values.sum()) < high, degrees
-    z = torch.cat(
-        [torch.where(e.altimeter.present, e.altimeter.value, 0.0) for e in flight.epochs], 1
-    )
-    assert z.shape == (LANES, 975)
 
 
 def test_covariance_stays_symmetric_and_positive(flight: Flight) -> None:
@@ -412,7 +414,8 @@ def test_healthy_gates_reject_at_their_stated_rate(flight: Flight) -> None:
     fused = torch.cat([e.altimeter.fused for e in flight.epochs])
     present = torch.cat([e.altimeter.present for e in flight.epochs])
     n, rejected = int(present.sum()), int((present & ~fused).sum())
-    assert n > 20_000 and rejected <= chi2.ppf(1 - 1e-4, 2 * (rejected + 1)) / 2
+    assert n > 20_000
+    assert rejected <= chi2.ppf(1 - 1e-4, 2 * (rejected + 1)) / 2
     assert rejected <= 1e-4 * n + 5 * math.sqrt(1e-4 * n)
     assert not bool((fused & ~present).any())
 
@@ -434,10 +437,12 @@ def test_gate_just_under_and_just_over() -> None:
     gate = math.sqrt(chi2.ppf(CONFIG.gate_probability, 1))
     state = start(70.0)
     under, seen = _range_off_by(state, gate * 0.999)
-    assert bool(seen.fused[0]) and float(seen.nis[0]) == pytest.approx((gate * 0.999) ** 2)
+    assert bool(seen.fused[0])
+    assert float(seen.nis[0]) == pytest.approx((gate * 0.999) ** 2)
     assert (under.position_L - state.position_L).norm() > 1.0
     over, seen = _range_off_by(state, -gate * 1.001)
-    assert not bool(seen.fused[0]) and bool(seen.present[0])
+    assert not bool(seen.fused[0])
+    assert bool(seen.present[0])
     assert float(seen.nis[0]) == pytest.approx((gate * 1.001) ** 2)  # an output all the same
     assert torch.equal(over.position_L, state.position_L)
     assert torch.equal(over.covariance, state.covariance)
@@ -456,8 +461,10 @@ def test_absent_readings_change_nothing_whatever_they_hold() -> None:
         after, nan[:, 0, :3], nan[:, :3, :3], nan, reading.valid, R_B_C, 70.0, CONFIG
     )
     for innovation in (seen, fix):
-        assert not bool(innovation.present[0]) and not bool(innovation.fused[0])
-        assert bool(innovation.nis.isnan().all()) and bool(innovation.value.isnan().all())
+        assert not bool(innovation.present[0])
+        assert not bool(innovation.fused[0])
+        assert bool(innovation.nis.isnan().all())
+        assert bool(innovation.value.isnan().all())
     assert torch.equal(after.covariance, state.covariance)
     assert torch.equal(after.position_L, state.position_L)
     assert torch.allclose(after.R_L_B, state.R_L_B, rtol=0, atol=1e-15)
@@ -467,7 +474,8 @@ def test_patience_ends_with_acceptance_and_a_fix_renews_it() -> None:
     state = start(70.0)
     for n in range(CONFIG.altimeter_gate_patience):
         state, seen = _range_off_by(state, 100.0)
-        assert not bool(seen.fused[0]) and float(state.rejected_run[0, 2]) == n + 1
+        assert not bool(seen.fused[0])
+        assert float(state.rejected_run[0, 2]) == n + 1
     here = truth(70.0)
     fix = (here.position_L[None], (here.R_L_B @ R_B_C)[None], fix_covariance(2000.0)[None])
     seen_one = torch.ones(1, dtype=torch.bool)
@@ -476,7 +484,8 @@ def test_patience_ends_with_acceptance_and_a_fix_renews_it() -> None:
     assert not bool(_range_off_by(vouched, 100.0)[1].fused[0])
     discrepancy = _range_off_by(state, 100.0)[1].value.item()
     state_in, seen = _range_off_by(state, 100.0)
-    assert bool(seen.fused[0]) and float(seen.nis[0]) == pytest.approx(1e4)
+    assert bool(seen.fused[0])
+    assert float(seen.nis[0]) == pytest.approx(1e4)
     assert float(state_in.rejected_run[0, 2]) == 0.0
     # Shared between altitude and bias, and the two together explain the reading.
     moved = (
@@ -531,17 +540,18 @@ def test_vision_patience() -> None:
 def test_same_numbers_and_no_waiting_on_an_accelerator() -> None:
     simulated_device.install()
     always = Fault(altimeter_detects=lambda t_s, range_m: True)
-    near = dict(fault=always, start_s=60.0, end_s=64.0)
-    expected = fly(2, 5, **near)
+
+    expected = fly(2, 5, always, start_s=60.0, end_s=64.0)
     with simulated_device.count_syncs() as syncs:
-        actual = fly(2, 5, device=simulated_device.DEVICE, **near)
+        actual = fly(2, 5, always, start_s=60.0, end_s=64.0, device=simulated_device.DEVICE)
     assert not syncs, syncs
     for (want, want_error), (got, got_error) in zip(expected.checks, actual.checks, strict=True):
         assert got.covariance.device.type == simulated_device.DEVICE
         assert torch.equal(got.covariance.cpu(), want.covariance)
         assert torch.equal(got_error.cpu(), want_error)
     for want_epoch, got_epoch in zip(expected.epochs, actual.epochs, strict=True):
-        assert torch.equal(got_epoch.altimeter.nis.cpu(), want_epoch.altimeter.nis)
+        nis = got_epoch.altimeter.nis.cpu()
+        assert torch.equal(nis.nan_to_num(-1.0), want_epoch.altimeter.nis.nan_to_num(-1.0))
 
 
 def test_batch_of_two_is_two_batches_of_one() -> None:
@@ -564,14 +574,16 @@ def test_batch_of_two_is_two_batches_of_one() -> None:
 def test_nav_state_is_the_state() -> None:
     state = start(70.0)
     out = nav_state(state)
-    assert out.t_s == 70.0 and out.covariance is state.covariance
-    assert out.position_L is state.position_L and out.R_L_B is state.R_L_B
+    assert out.t_s == 70.0
+    assert out.covariance is state.covariance
+    assert out.position_L is state.position_L
+    assert out.R_L_B is state.R_L_B
 
 
 def test_bad_input_in_one_line() -> None:
     with pytest.raises(ConfigError, match=r"filter\.relief_sigma_m: -1.0, expected > 0"):
         FilterConfig(relief_sigma_m=-1.0)
-    with pytest.raises(ConfigError, match="gate_probability: 1.5"):
+    with pytest.raises(ConfigError, match=r"gate_probability: 1\.5"):
         FilterConfig(gate_probability=1.5)
     with pytest.raises(ConfigError, match="every sigma"):
         initial_state(
@@ -585,8 +597,8 @@ def test_bad_input_in_one_line() -> None:
             config=CONFIG,
         )
     state = start(70.0)
-    with pytest.raises(ConfigError, match="star tracker at t = 70.2"):
+    with pytest.raises(ConfigError, match=r"star tracker at t = 70\.2"):
         update_star_tracker(state, StarTrackerReading(70.2, state.R_L_B, 1e-4), CONFIG)
-    with pytest.raises(ConfigError, match="inertial increments at t = 70.05"):
-        zero = torch.zeros(3, dtype=F64)
-        propagate(state, step(70.1, zero, zero), FRAME, CONFIG)
+    late = step(70.1, torch.zeros(3, dtype=F64), torch.zeros(3, dtype=F64))
+    with pytest.raises(ConfigError, match=r"inertial increments at t = 70\.05"):
+        propagate(state, late, FRAME, CONFIG)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tnav.evaluate.runlog import RunDocument, write_document
 from tnav.images import write_png16
 
-SIZE_PX = 320
+SIZE_PX = 240
 KNEE_M, KNEE_M_S, END_M_S, EARLY, LATE = 893.0, 66.0, 42.0, 1.0, 1.85
 START_M, SPEC_M, NOISE_M = 10_000.0, 3000.0, 0.6
 START_M_S = math.sqrt(KNEE_M_S**2 + 2 * EARLY * (START_M - KNEE_M))
@@ -108,13 +108,18 @@ def _verdict() -> dict[str, object]:
 def _view(seed: int, scale: float) -> NDArray[np.float64]:
     """Shaded craters under a low Sun from the right: enough of a Moon to look at."""
     rng = np.random.default_rng(seed)
-    v, u = np.mgrid[0:SIZE_PX, 0:SIZE_PX].astype(np.float64)
     surface = np.zeros((SIZE_PX, SIZE_PX))
-    for _ in range(70):
+    for _ in range(40):
         x, y = rng.uniform(-20, SIZE_PX + 20, 2)
-        radius = scale * 5 * rng.pareto(1.8) + 3
+        radius = min(scale * 4 * rng.pareto(1.8) + 3, SIZE_PX / 4)
+        rows, columns = (
+            slice(max(round(c - 2.2 * radius), 0), max(round(c + 2.2 * radius), 0)) for c in (y, x)
+        )
+        v, u = np.mgrid[rows, columns].astype(np.float64)
         d = np.hypot(u - x, v - y) / radius
-        surface += radius * (0.22 * np.exp(-((d - 1) ** 2) / 0.06) - 0.35 * np.exp(-(d**2) * 1.5))
+        bowl = radius * (0.22 * np.exp(-((d - 1) ** 2) / 0.06) - 0.35 * np.exp(-(d**2) * 1.5))
+        patch = surface[rows, columns]
+        patch += bowl[: patch.shape[0], : patch.shape[1]]
     slope = np.gradient(surface, axis=1)
     return np.clip(0.2 + 0.17 * slope, 0, 0.9)
 
@@ -217,10 +222,10 @@ def _states(rng: np.random.Generator, faulty: bool) -> dict[str, list[float]]:
 def _altimeter(rng: np.random.Generator, faulty: bool) -> dict[str, list[float | None]]:
     t = np.arange(0, END_S, 0.1)
     h = height_m(t)
-    true = h * 1.01 + 3 * np.sin(t)
+    true = 1.001 * h + 3 * np.sin(t)
     reading = true + rng.normal(0, NOISE_M, t.size)
     if faulty:
-        valid = rng.random(t.size) < 1 / (1 + np.exp(-(KNEE_M - true) * 4.394 / 50))
+        valid = rng.random(t.size) < 0.5 * (1 + np.tanh((KNEE_M - true) * 4.394 / 100))
     else:
         valid = (true < SPEC_M) & (rng.random(t.size) < 0.99)
     sigma = 1.5 + 0.001 * h
@@ -271,7 +276,7 @@ def _statistics(rng: np.random.Generator, faulty: bool) -> list[dict[str, object
     cusum = np.zeros((2, t.size))
     for i in range(1, t.size):
         silent = faulty and 57.6 < t[i] < 86.0
-        absent[i] = max(0.0, absent[i - 1] + (1.53 if silent else -4.6))
+        absent[i] = min(15.3, max(0.0, absent[i - 1] + (1.53 if silent else -4.6)))
         cusum[:, i] = np.maximum(0, cusum[:, i - 1] + np.abs(noise[:, i]) - 1.3)
     return [
         {"name": name, "t_s": t.tolist(), "value": value.tolist(), "threshold": 14.2}

@@ -11,6 +11,8 @@ and the surface alike: pose and ``n`` are strongly correlated, and the sigma of 
 their joint covariance.
 """
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -20,6 +22,9 @@ from tnav.geometry.moon import RADIUS_M, altitude_m, up_L
 from tnav.records import AltitudeEstimate, MapErrorModel, PoseSolution
 from tnav.terrain.heightfield import Terrain
 from tnav.terrain.raycast import Hits, cast
+
+_BURIED_M = 1.0  # far over the ray caster's error of 1 cm, far under any depth that matters
+_DEEPEST_SIGMA = 6.0  # of map error: a solved camera deeper than this below the map is not there
 
 
 def estimate_altitude(
@@ -42,8 +47,8 @@ def estimate_altitude(
     Returns:
         NaN in every field of a frame whose pose is not OK, in ``agl_m`` where the map does not
         reach below the camera and in ``range_m`` where the boresight misses the map
-        (``range_valid``). At and under a few sigma of map error above the ground the first order
-        ends with the surface itself.
+        (``range_valid``). A camera below the map's surface, by no more than its error explains,
+        still has an ``agl_m``: it counts from the ground, not from the map.
 
     Raises:
         ConfigError: no such level.
@@ -54,7 +59,10 @@ def estimate_altitude(
     altitude_variance = _quadratic(solution.covariance[:, :3, :3], up)
 
     down = -up
-    below = cast(terrain_map, position_L, down, first_level=first_level)
+    lift_m = _DEEPEST_SIGMA * map_error.sigma_m
+    lifted = cast(terrain_map, position_L + lift_m * up, down, first_level=first_level)
+    below = replace(lifted, range_m=lifted.range_m - lift_m)
+    below = _on_surface(below, terrain_map, position_L, down, first_level)
     # As the camera moves sideways its vertical turns: d(-up)/dp = -(I - up up^T) / radius.
     radius_m = (RADIUS_M + altitude_m(position_L))[:, None]
     level_normal = below.normal_L - (below.normal_L * up).sum(-1, keepdim=True) * up
@@ -64,6 +72,7 @@ def estimate_altitude(
 
     direction = solution.pose.R_L_C @ boresight_C.to(position_L.device)
     ahead = cast(terrain_map, position_L, direction, first_level=first_level)
+    ahead = _on_surface(ahead, terrain_map, position_L, direction, first_level)
     swing = ahead.range_m[:, None] * torch.linalg.cross(direction, ahead.normal_L)
     by_pose = torch.cat([ahead.normal_L, swing], -1)
     range_m, range_sigma_m = _to_ground(solution, map_error, direction, ahead, by_pose)
@@ -76,6 +85,26 @@ def estimate_altitude(
         range_m=range_m,
         range_sigma_m=range_sigma_m,
         range_valid=ahead.hit,
+    )
+
+
+def _on_surface(
+    hits: Hits,
+    terrain_map: Terrain,
+    position_L: Float64[Tensor, "b 3"],
+    direction_L: Float64[Tensor, "b 3"],
+    first_level: int,
+) -> Hits:
+    """Hits without those below the surface: rays that start there, or enter by the map's edge."""
+    point_L = position_L + hits.range_m[:, None] * direction_L
+    height_m, _ = terrain_map.height_L(point_L[:, :2].nan_to_num(), first_level=first_level)
+    # Not refused where the height is NaN: rounding may put a hit on the border just outside.
+    buried = point_L[:, 2] < height_m - _BURIED_M
+    return replace(
+        hits,
+        hit=hits.hit & ~buried,
+        range_m=torch.where(buried, torch.nan, hits.range_m),
+        normal_L=torch.where(buried[:, None], torch.nan, hits.normal_L),
     )
 
 

@@ -44,8 +44,8 @@ class FieldSolution:
     coupling: Float64[Tensor, "b n 6"]
     error_mean_m: Float64[Tensor, "b n"]
     distance2: Float64[Tensor, "b n"]  # of each residual from what all others predict
-    chi2: Float64[Tensor, "b"]  # (r - J_x dx)^T S^-1 (r - J_x dx)
-    solved: Bool[Tensor, "b"]
+    chi2: Float64[Tensor, " b"]  # (r - J_x dx)^T S^-1 (r - J_x dx)
+    solved: Bool[Tensor, " b"]
 
 
 def solve_with_field(
@@ -85,9 +85,7 @@ def solve_with_field(
 
     plain = torch.einsum("bnip,bniq->bpq", J_x, whitened)
     full = plain - onto_field[..., :6].mT @ (kernel @ projected)
-    normal = solve_normal(
-        full[..., :6] + prior_information, full[..., 6] + prior_right_side
-    )
+    normal = solve_normal(full[..., :6] + prior_information, full[..., 6] + prior_right_side)
     perfect = solve_normal(plain[..., :6] + prior_information, prior_right_side)
 
     left_px = residual_px - (J_x @ normal.step[:, None, :, None]).squeeze(-1)
@@ -135,8 +133,8 @@ def _distance_from_others(
 class ErrorAtPoint:
     """Posterior of the map's vertical error (map minus ground) at one point a frame."""
 
-    mean_m: Float64[Tensor, "b"]
-    variance_m2: Float64[Tensor, "b"]
+    mean_m: Float64[Tensor, " b"]
+    variance_m2: Float64[Tensor, " b"]
     covariance_with_pose: Float64[Tensor, "b 6"]  # with (dp_L, dtheta_L), both true minus estimate
 
 

@@ -82,8 +82,8 @@ class NormalSolution:
 
     step: Float64[Tensor, "b 6"]
     covariance: Float64[Tensor, "b 6 6"]
-    step_sigma2: Float64[Tensor, "b"]  # dx^T N dx
-    solved: Bool[Tensor, "b"]
+    step_sigma2: Float64[Tensor, " b"]  # dx^T N dx
+    solved: Bool[Tensor, " b"]
 
 
 def solve_normal(N: Float64[Tensor, "b 6 6"], g: Float64[Tensor, "b 6"]) -> NormalSolution:

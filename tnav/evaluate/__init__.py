@@ -1,1 +1,1 @@
-"""Wires the stages: a scenario becomes a run, a run becomes metrics. The only place that sees all."""
+"""Wires the stages: scenario to run, run to metrics. The only place that sees all."""

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import tnav
-from tnav.evaluate.run import FrameLog, RunLog
 from tnav.errors import RunFileError
+from tnav.evaluate.run import FrameLog, RunLog
 from tnav.evaluate.scenario import Scenario
 from tnav.geometry.moon import up_L
 from tnav.images import write_png16
@@ -42,18 +42,24 @@ def save(log: RunLog, folder: Path, seed: int) -> Path:
         view = frame.localisation.map_view.image[0, 0]
         write_png16(folder / _map_name(index), view / view.max().clamp_min(1e-6))
         _write_sidecar(folder, index, frame, log.world.scenario)
-    arrays: Arrays = {"setup": np.array(json.dumps(_setup(log, seed), allow_nan=False))}
-    arrays |= _state_arrays(log)
-    arrays |= _frame_arrays(log)
-    arrays |= _altimeter_arrays(log)
-    arrays |= _innovation_arrays(log.innovations)
-    arrays |= _monitor_arrays(log)
     path = folder / "run.npz"
     aside = folder / "run.npz.part"
     with aside.open("wb") as stream:
-        np.savez_compressed(stream, allow_pickle=False, **arrays)
+        np.savez_compressed(stream, allow_pickle=False, **arrays_of(log, seed))
     aside.replace(path)
     return path
+
+
+def arrays_of(log: RunLog, seed: int) -> Arrays:
+    """What ``run.npz`` holds of a run."""
+    return {
+        "setup": np.array(json.dumps(_setup(log, seed), allow_nan=False)),
+        **_state_arrays(log),
+        **_frame_arrays(log),
+        **_altimeter_arrays(log),
+        **_innovation_arrays(log.innovations),
+        **_monitor_arrays(log),
+    }
 
 
 def load(folder: Path) -> Mapping[str, NDArray[np.generic]]:
@@ -225,9 +231,7 @@ def _gather(values: list[Tensor], used: list[Tensor]) -> NDArray[np.generic]:
 def _altimeter_arrays(log: RunLog) -> Arrays:
     names = ("t_s", "true_range_m", "range_m", "predicted_m", "predicted_sigma_m")
     return {
-        f"altimeter_{name}": np.array(
-            [getattr(e, name) for e in log.altimeter], dtype=np.float64
-        )
+        f"altimeter_{name}": np.array([getattr(e, name) for e in log.altimeter], dtype=np.float64)
         for name in names
     }
 

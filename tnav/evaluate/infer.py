@@ -36,7 +36,9 @@ def read_sidecar(path: Path) -> Sidecar:
     R = torch.tensor(sidecar.R_L_C, dtype=torch.float64)
     off = float((R @ R.T - torch.eye(3, dtype=torch.float64)).abs().max())
     if off > _ORTHONORMAL_TOLERANCE or float(torch.linalg.det(R)) < 0:
-        raise ConfigError(f"{path}: R_L_C: not a rotation (off by {off:.1e}); expected axes of C in L")
+        raise ConfigError(
+            f"{path}: R_L_C: not a rotation (off by {off:.1e}); expected axes of C in L"
+        )
     return sidecar
 
 

@@ -58,7 +58,9 @@ def rows_of(document: RunDocument) -> list[Row]:
             n - s.fixes_failed,
             device,
         ),
-        Row("horizontal error, rms", _rounded(s.horizontal_error_m_rms), "m", None, None, n, device),
+        Row(
+            "horizontal error, rms", _rounded(s.horizontal_error_m_rms), "m", None, None, n, device
+        ),
         Row(
             "verdict",
             s.verdict,

@@ -88,16 +88,18 @@ def frame_line(frame: FrameLog) -> str:
     agl_m, sigma_m = float(place.altitude.agl_m[0]), float(place.altitude.agl_sigma_m[0])
     error_L = place.fix.position_L - frame.true_pose.position_L[0].cpu()
     return (
-        f"{head}estimated {agl_m:7.1f} +- {sigma_m:4.1f} m  error {agl_m - frame.true_agl_m:+6.2f} m"
-        f"  horizontal {float(error_L[:2].norm()):5.2f} m  {place.fix.n_inliers:3d} of "
-        f"{place.fix.n_matches:3d} matches  {place.renders} views"
+        f"{head}estimated {agl_m:7.1f} +- {sigma_m:4.1f} m  "
+        f"error {agl_m - frame.true_agl_m:+6.2f} m  horizontal {float(error_L[:2].norm()):5.2f} m  {place.fix.n_inliers:3d} of "
+        f"{place.fix.n_matches:3d} matches  views {place.renders}"
     )
 
 
 def summary_lines(document: RunDocument) -> list[str]:
     """The run in a few lines: altitude, position, verdict, time left."""
     s, limit = document.summary, document.point_of_no_return
-    lines = [f"fixes above {s.floor_agl_m:.0f} m: {s.fixes_within_limits} of {s.fixes_scored} in limits"]
+    lines = [
+        f"fixes above {s.floor_agl_m:.0f} m: {s.fixes_within_limits} of {s.fixes_scored} in limits"
+    ]
     if s.agl_error_percent_max is not None and s.horizontal_error_m_max is not None:
         lines.append(
             f"altitude error (AGL): rms {s.agl_error_percent_rms:.3f} %, "

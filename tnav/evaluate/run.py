@@ -285,7 +285,9 @@ class _Flight:
         if fix.status is not FixStatus.OK:
             self._stars(k)
             return None
-        assert fix.position_L is not None and fix.R_L_C is not None and fix.covariance is not None
+        assert fix.position_L is not None
+        assert fix.R_L_C is not None
+        assert fix.covariance is not None
         self.state, innovation = update_vision(
             self.state,
             fix.position_L[None],

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tnav.errors import RunFileError
 
-SCHEMA = "tnav-run/1"
+SCHEMA: Literal["tnav-run/1"] = "tnav-run/1"
 
 
 class _Record(BaseModel):

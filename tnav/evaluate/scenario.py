@@ -139,7 +139,7 @@ def load_scenario(name_or_path: str) -> Scenario:
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto``, ``cpu`` or ``cuda`` to a device. Raises DeviceError where CUDA is asked but absent."""
+    """A device by ``auto``, ``cpu`` or ``cuda``. Raises DeviceError for CUDA that is not there."""
     if name not in ("auto", "cpu", "cuda"):
         raise DeviceError(f"device '{name}': expected auto, cpu or cuda")
     available = torch.cuda.is_available()

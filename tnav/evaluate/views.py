@@ -30,9 +30,9 @@ def write_views(world: World, times_s: Sequence[float], folder: Path) -> Iterato
     lines = []
     for index, t_s in enumerate(times_s):
         k = trajectory.index_at(t_s)
-        pose = Pose(
-            (trajectory.R_L_B[k] @ R_B_C)[None], trajectory.position_L[k : k + 1]
-        ).to(world.device)
+        pose = Pose((trajectory.R_L_B[k] @ R_B_C)[None], trajectory.position_L[k : k + 1]).to(
+            world.device
+        )
         frame = true_view(world, pose)
         image = expose(frame.image, Detector(), world.scenario.seeds.camera * 4096 + index)
         path = folder / f"{index:03d}.png"

@@ -1,4 +1,4 @@
-"""Pinhole camera. Pixels: u right, v down; pixel (row, col) has its centre at (col + 0.5, row + 0.5).
+"""Pinhole camera. Pixels: u right, v down; the centre of (row, col) is (col + 0.5, row + 0.5).
 
 A camera looks along +z of its frame C, with x to the right and y down, so that
 ``u = fx x/z + cx`` and ``v = fy y/z + cy`` (Hartley and Zisserman 2004, eq. 6.1).

@@ -52,8 +52,12 @@ _E = (
     (34.226, 1.7484877), (15.134, -0.1589763), (119.743, 0.0036096), (239.961, 0.1643573),
     (25.053, 12.9590088),
 )  # fmt: skip
-_RIGHT_ASCENSION = {1: -3.8787, 2: -0.1204, 3: 0.0700, 4: -0.0172, 6: 0.0072, 10: -0.0052, 13: 0.0043}  # fmt: skip
-_DECLINATION = {1: 1.5419, 2: 0.0239, 3: -0.0278, 4: 0.0068, 6: -0.0029, 7: 0.0009, 10: 0.0008, 13: -0.0009}  # fmt: skip
+_RIGHT_ASCENSION = {
+    1: -3.8787, 2: -0.1204, 3: 0.0700, 4: -0.0172, 6: 0.0072, 10: -0.0052, 13: 0.0043,
+}  # fmt: skip
+_DECLINATION = {
+    1: 1.5419, 2: 0.0239, 3: -0.0278, 4: 0.0068, 6: -0.0029, 7: 0.0009, 10: 0.0008, 13: -0.0009,
+}  # fmt: skip
 _MERIDIAN = {
     1: 3.5610, 2: 0.1208, 3: -0.0642, 4: 0.0158, 5: 0.0252, 6: -0.0066, 7: -0.0047, 8: -0.0046,
     9: 0.0028, 10: 0.0052, 11: 0.0040, 12: 0.0019, 13: -0.0044,
@@ -106,7 +110,7 @@ def _sun_direction_M(when: datetime) -> _Vector:
     return (x / length, y / length, z / length)
 
 
-def _series(terms: tuple[tuple[float, float, float], ...], millennia: float) -> float:
+def _series(terms: tuple[tuple[float | int, float, float], ...], millennia: float) -> float:
     return 1e-8 * sum(a * math.cos(phase + rate * millennia) for a, phase, rate in terms)
 
 
@@ -120,7 +124,7 @@ def _sun_of_date_km(days: float) -> _Vector:
 
 
 def _moon_of_date_km(days: float) -> _Vector:
-    """Geocentric Moon, ecliptic and equinox of date, to 0.1 deg (5e-3 arcmin in the Sun's place)."""
+    """Geocentric Moon, ecliptic and equinox of date, to 0.1 deg: 1 arcsec in the Sun's place."""
     t = days / 36525.0
     mean_longitude = math.radians(218.3164477 + 481267.88123421 * t)
     d = math.radians(297.8501921 + 445267.1114034 * t)

@@ -107,10 +107,11 @@ def find_peaks(
     over ``CORRELATED_SAMPLES``, to which ``FIT_SIGMA_PX`` is added.
 
     The constant makes the mean normalised squared error 2, its expectation, for signed gradients
-    where the map lacks detail: on ten synthetic scenes that it was not set on, 14 000 matches, it
+    where the map lacks detail: on ten synthetic scenes that it was not set on (2850 matches), it
     is 2.00 and 1.94 with a map twice as coarse as the image (without and with vertical noise) and
-    2.00 with one four times as coarse; 2.3 for local contrast, 2.0 to 2.2 for CFOG. Detector noise
-    alone is whiter: there the mean is 0.84, so that the covariance is twice too large.
+    2.00 with one four times as coarse; 2.3 for local contrast, 2.0 to 2.2 for CFOG. A single
+    scene scatters by 0.5 about it (its shadows), and errors have heavier tails than a Gaussian.
+    Detector noise alone is whiter: there the mean is 0.84, the covariance twice too large.
 
     Args:
         surface: as ``correlate`` returns it.

@@ -66,6 +66,7 @@ class Witness:
     recent: deque[tuple[float, float]] = field(init=False)  # (t_s, limited NIS)
     last_s: float | None = None
     last_nis: float = 0.0
+    agreeing: int = 0  # samples in a row
     agrees_below: float = field(init=False)  # NIS
     crossing: Crossing | None = None
     witness_probability: float = 1e-3
@@ -96,6 +97,7 @@ class Witness:
     def observe(self, t_s: float, value: list[float], z: list[float], nis: float) -> None:
         """Takes one innovation: its components, the same by their sigma, and its NIS."""
         self.last_s, self.last_nis = t_s, nis
+        self.agreeing = self.agreeing + 1 if nis < self.agrees_below else 0
         for high, low, z_i in zip(self.high, self.low, z, strict=True):
             limited = min(max(z_i, -self.z_limit), self.z_limit)
             high.add(t_s, limited - self.reference)
@@ -129,12 +131,16 @@ class Witness:
         return None
 
     @property
-    def quiet(self) -> bool:
-        """Everything is back under half of its threshold."""
-        return (
-            self.worst.level < 0.5 * self.worst.threshold
-            and self.nis_sum < 0.5 * self.nis_threshold
-        )
+    def over(self) -> bool:
+        """A whole window of samples in a row agreed with the state, and every CUSUM is falling."""
+        return self.agreeing >= self.window and not self.worst.crossed
+
+    def restart(self) -> None:
+        """Forgets the evidence, as one does after an alarm has ended."""
+        self.crossing = None
+        for excursion in self.high + self.low:
+            excursion.level, excursion.peak, excursion.onset_s = 0.0, 0.0, None
+        self.recent.clear()
 
     def agrees_since(self, t_s: float) -> bool | None:
         """Whether its last sample at or after ``t_s`` agreed with the state; None without one."""

@@ -191,11 +191,12 @@ class Monitor:
         margin = self._config.range_margin_sigma
         expected_m, sigma_m = float(prediction.range_m[0]), float(prediction.sigma_m[0])
         kind = FaultKind.DROPOUT if self._acquired else FaultKind.LATE_ACQUISITION
+        seen = "ranges were seen before" if self._acquired else "no good range so far"
         reason = (
             f"{len(self._misses)} ranges missed in {t_s - onset_s + 1 / self._spec.rate_hz:.1f} s "
             f"although the map predicts {expected_m:.0f} m +- {margin * sigma_m:.0f} m "
             f"({margin:g} sigma), within the {self._spec.range_max_m:.0f} m the altimeter is "
-            f"specified for; {'ranges were seen before' if self._acquired else 'no good range so far'}"
+            f"specified for; {seen}"
         )
         return self._add(kind, onset_s, t_s, self._absence.peak, self._absence.threshold, reason)
 
@@ -247,8 +248,8 @@ class Monitor:
             self._end(self._absence_verdict, t_s)
             self._absence_verdict = None
         for witness in (self._altimeter, self._vision):
-            if witness.crossing is not None and witness.quiet:
-                witness.crossing = None
+            if witness.crossing is not None and witness.over:
+                witness.restart()
                 index = self._sensor_verdict.pop(witness.name, None)
                 if index is not None and index not in self._sensor_verdict.values():
                     self._end(index, t_s)

@@ -7,17 +7,18 @@ device; thresholds are host floats.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float64, Int64
+from scipy.special import chdtri
 from torch import Tensor
 
 from tnav.errors import ConfigError
 
 # Siegmund's correction for the excess over the boundary, on both ends: 2 x 0.583.
 _OVERSHOOT = 1.166
-_BISECTIONS = 200  # each halves the bracket; double precision is used up long before
+_HIGHEST_THRESHOLD = 300.0  # k = 0.5: a mean run of 1e130 samples
+_BISECTIONS = 60  # 300 / 2^60 is below double precision at any threshold in use
 
 
 def normalised(
@@ -122,7 +123,14 @@ def cusum_threshold(reference: float, samples: float, false_alarm_probability: f
     """
     _check_probability(false_alarm_probability)
     needed = -2 * samples / math.log1p(-false_alarm_probability)
-    return _bisect(lambda h: average_run_length(reference, h) - needed, 0.0, 350.0)
+    low, high = 0.0, _HIGHEST_THRESHOLD
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (low + high)
+        if average_run_length(reference, middle) < needed:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 def likelihood_threshold(samples: float, false_alarm_probability: float) -> float:
@@ -138,22 +146,7 @@ def likelihood_threshold(samples: float, false_alarm_probability: float) -> floa
 def chi_square_quantile(upper_tail: float, degrees: int) -> float:
     """Value that a chi-square variable exceeds with probability ``upper_tail``."""
     _check_probability(upper_tail)
-    half = torch.tensor(degrees / 2, dtype=torch.float64)
-
-    def excess(x: float) -> float:
-        return upper_tail - float(torch.special.gammaincc(half, half.new_tensor(x / 2)))
-
-    return _bisect(excess, 0.0, 10.0 * degrees + 2000.0)
-
-
-def _bisect(increasing: Callable[[float], float], low: float, high: float) -> float:
-    for _ in range(_BISECTIONS):
-        middle = 0.5 * (low + high)
-        if increasing(middle) < 0:
-            low = middle
-        else:
-            high = middle
-    return 0.5 * (low + high)
+    return float(chdtri(degrees, upper_tail))
 
 
 def _check_probability(p: float) -> None:

@@ -4,7 +4,8 @@ Sixteen error states in the order of ``tnav.navigate.mechanisation``: position (
 and attitude (rad) in L, gyro bias (rad/s) and accelerometer bias (m/s^2) in B, and one bias of the
 altimeter's range (m), which stands for the map's local vertical error plus the sensor's own bias.
 The form is Sola 2017 (arXiv:1711.02508) with a perturbation in the local frame, the update
-Joseph's.
+Joseph's. Fixes are taken as independent of one another: map error that several images share is
+not modelled, so the sigma of altitude after many fixes of one ground is a lower bound.
 
 **A gate never locks out for ever.** A measurement is rejected when its normalised innovation
 squared is less likely than ``1 - gate_probability``. A rejection blames the sensor; a run of them
@@ -210,10 +211,7 @@ def update_star_tracker(
     noise = reading.sigma_rad**2 * identity[:3, :3].expand(batch, 3, 3)
     present = torch.ones(batch, dtype=torch.bool, device=device)
     widening = residual[:, None, :] @ H
-    patience = config.star_tracker_gate_patience
-    return _fuse(
-        state, Sensor.STAR_TRACKER, residual, H, noise, present, widening.mT, patience, config
-    )
+    return _fuse(state, Sensor.STAR_TRACKER, residual, H, noise, present, widening.mT, config)
 
 
 def update_vision(
@@ -245,10 +243,7 @@ def update_vision(
     H = torch.cat([identity[POSITION], identity[ATTITUDE]]).expand(len(residual), 6, STATES)
     residual = torch.where(available[:, None], residual, torch.zeros_like(residual))
     widening = residual[:, None, :] @ H
-    patience = config.vision_gate_patience
-    return _fuse(
-        state, Sensor.VISION, residual, H, fix_covariance, available, widening.mT, patience, config
-    )
+    return _fuse(state, Sensor.VISION, residual, H, fix_covariance, available, widening.mT, config)
 
 
 def predict_range(
@@ -311,18 +306,8 @@ def update_altimeter(
     widening = torch.zeros(len(residual), STATES, 2, dtype=residual.dtype, device=residual.device)
     widening[:, POSITION, 0] = share * along
     widening[:, RANGE_BIAS, 1] = share[:, 0]
-    patience = config.altimeter_gate_patience
-    return _fuse(
-        state,
-        Sensor.ALTIMETER,
-        residual,
-        H,
-        noise[:, None, None],
-        present,
-        widening,
-        patience,
-        config,
-    )
+    noise = noise[:, None, None]
+    return _fuse(state, Sensor.ALTIMETER, residual, H, noise, present, widening, config)
 
 
 def nav_state(state: FilterState) -> NavState:
@@ -344,11 +329,15 @@ def _fuse(
     noise: Float64[Tensor, "b m m"],
     present: Bool[Tensor, " b"],
     widening: Float64[Tensor, "b 16 k"],
-    patience: int,
     config: FilterConfig,
 ) -> tuple[FilterState, Innovation]:
     """Gated Joseph update. ``widening`` W adds W W^T to the covariance where patience is out."""
     m, column = residual.shape[-1], SENSORS.index(sensor)
+    patience = {
+        Sensor.STAR_TRACKER: config.star_tracker_gate_patience,
+        Sensor.VISION: config.vision_gate_patience,
+        Sensor.ALTIMETER: config.altimeter_gate_patience,
+    }[sensor]
     eye = torch.eye(STATES, dtype=residual.dtype, device=residual.device)
     there = present[:, None, None]
     residual = torch.where(present[:, None], residual, 0.0)[..., None]

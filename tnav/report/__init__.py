@@ -1,1 +1,1 @@
-"""Draws what ``run.json`` says as one offline HTML file. Computes nothing: formats, selects, draws."""
+"""Draws what ``run.json`` says as one offline HTML file: formats and selects, computes nothing."""

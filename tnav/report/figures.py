@@ -5,36 +5,26 @@ Bands are 3 sigma, sigmas are per axis.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 from tnav.evaluate.runlog import InnovationSeries, RunDocument, StatisticSeries
 from tnav.report import traces
-from tnav.report.traces import ESTIMATE, FAULT, FAULT_PALE, FIX, QUIET, TRUTH, Json, label, words
+from tnav.report.layout import Figure, Panel, figure, time_span
+from tnav.report.traces import (
+    ESTIMATE,
+    FAULT,
+    FAULT_PALE,
+    FIX,
+    QUIET,
+    TRUTH,
+    Json,
+    Values,
+    label,
+    words,
+)
 
-_COMPONENTS = ("#1f5fa8", "#2f8f7f", "#8457a6", "#7b8794", "#a8773a", "#4aa3d9")
-_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-_PANEL_GAP_PX, _TOP_PX, _BOTTOM_PX, _LEFT_PX = 22, 44, 48, 128
+_NIS_FLOOR = 0.01  # smaller ones say no more
 _STATISTIC_VIEW = 4.0  # a panel shows up to this many thresholds: the crossing is what matters
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One figure: plotly ``data`` and ``layout`` with the words around them."""
-
-    name: str
-    title: str
-    caption: str
-    alt: str
-    height_px: int
-    spec: Json
-
-
-@dataclass(frozen=True, slots=True)
-class _Panel:
-    title: str
-    height_px: int
-    axis: Json
 
 
 def figures(document: RunDocument) -> list[Figure]:
@@ -54,8 +44,8 @@ def _timeline(document: RunDocument) -> Figure:
     rows = ["vision fixes", "valid range", "expected,<br>but absent"]
     rows += [label(v.kind).replace(" ", "<br>", 1) for v in verdicts] or ["verdict"]
     panels = [
-        _Panel("", 46 * len(rows), _row_axis(rows)),
-        _Panel("height (m)", 250, {"rangemode": "tozero"}),
+        Panel("", 46 * len(rows), _row_axis(rows)),
+        Panel("height (m)", 250, {"rangemode": "tozero"}),
     ]
     marks = [
         *_rows(document, len(rows) - 1),
@@ -82,20 +72,22 @@ def _timeline(document: RunDocument) -> Figure:
     ]
     alt = "Timeline of fixes, valid ranges and verdicts over height and stopping height: "
     alt += "; ".join(spoken or ["no alarm"])
-    return _figure(document, "timeline", "Verdict timeline", caption, alt, marks, panels)
+    return figure(document, "timeline", "Verdict timeline", caption, alt, marks, panels)
 
 
 def _rows(document: RunDocument, top: int) -> list[Json]:
     """Marks of the timeline's upper panel, from row ``top`` down to 0."""
     altimeter, verdicts = document.altimeter, document.verdicts
-    limit_m, span = document.setup.altimeter_range_max_m, _span(document)
+    limit_m, span = document.setup.altimeter_range_max_m, time_span(document)
     valid = [reading is not None for reading in altimeter.range_m]
     absent = [
         not seen and predicted is not None and predicted <= limit_m
         for seen, predicted in zip(valid, altimeter.predicted_m, strict=True)
     ]
     marks = [
-        *traces.fixes("vision fix", document.frames, lambda _: float(top), lambda _: float(top)),
+        *traces.fixes(
+            "vision fix", document.frames, lambda _: float(top), lambda _: float(top), show=False
+        ),
         traces.bars("valid range", _phases(altimeter.t_s, valid), top - 1, ESTIMATE),
         traces.bars("expected, but absent", _phases(altimeter.t_s, absent), top - 2, QUIET),
     ]
@@ -112,8 +104,7 @@ def _rows(document: RunDocument, top: int) -> list[Json]:
 
 def _altitude(document: RunDocument) -> Figure:
     states, frames = document.states, document.frames
-    # The distance between the two lines of the upper panel, drawn where it can be seen.
-    error = [a - b for a, b in zip(states.agl_m, states.true_agl_m, strict=True)]
+    error = _apart(states.agl_m, states.true_agl_m)
     zero = [0.0] * len(error)
     marks = [
         traces.band("navigation ± 3σ", states.t_s, states.agl_m, states.agl_sigma_m),
@@ -138,21 +129,24 @@ def _altitude(document: RunDocument) -> Figure:
             show=False,
         ),
     ]
-    scale = _settled_range(document, [error], [states.agl_sigma_m])
+    reach = [
+        abs(f.agl_error_m) + 3 * (f.agl_sigma_m or 0.0) for f in frames if f.agl_error_m is not None
+    ]
+    reach += _reach(document, states.t_s, error, states.agl_sigma_m)
     panels = [
-        _Panel("AGL (m)", 270, {"rangemode": "tozero"}),
-        _Panel("AGL error (m)", 210, {"range": scale, "zeroline": True}),
+        Panel("AGL (m)", 270, {"rangemode": "tozero"}),
+        Panel("AGL error (m)", 210, {"range": _symmetric(reach), "zeroline": True}),
     ]
     caption = (
-        "Altitude above ground along the local vertical: truth, navigation and vision fixes; below, "
-        "estimate minus truth. A failed fix is a red cross, drawn on the truth. The error axis is "
-        "scaled to the time after the first fix; double-click shows all of it."
+        "Altitude above ground along the local vertical: truth, navigation and vision fixes; "
+        "below, estimate minus truth. A failed fix is a red cross, drawn on the truth. The error "
+        "axis is scaled to the time after the first fix; double-click shows all of it."
     )
     alt = "Altitude above ground over time, true and estimated, with the error and its 3-sigma band"
     if states.t_s:
         alt += f"; it falls from {states.true_agl_m[0]:.0f} to {states.true_agl_m[-1]:.0f} m"
     title = "Altitude above ground against truth"
-    return _figure(document, "altitude", title, caption, alt, marks, panels)
+    return figure(document, "altitude", title, caption, alt, marks, panels)
 
 
 def _position(document: RunDocument) -> Figure:
@@ -162,79 +156,87 @@ def _position(document: RunDocument) -> Figure:
         ("north", s.error_north_m, s.sigma_north_m),
         ("up", s.error_up_m, s.sigma_up_m),
     )
-    scale = _settled_range(document, [error for _, error, _ in axes], [sd for _, _, sd in axes])
-    marks, panels = [], []
+    reach = [r for _, error, sd in axes for r in _reach(document, s.t_s, error, sd)]
+    marks, panels, scale = [], [], _symmetric(reach)
     for panel, (name, error, sigma) in enumerate(axes, start=1):
         show, zero = panel == 1, [0.0] * len(error)
         marks.append(traces.band("± 3σ", s.t_s, zero, sigma, panel=panel, show=show))
         marks.append(
             traces.line("estimate minus truth", s.t_s, error, ESTIMATE, panel=panel, show=show)
         )
-        panels.append(_Panel(f"{name} (m)", 150, {"range": scale, "zeroline": True}))
+        panels.append(Panel(f"{name} (m)", 150, {"range": scale, "zeroline": True}))
     caption = (
-        "Error of the navigation's position in the local east-north-up frame, with the filter's own "
-        "3-sigma band per axis; one scale for all three, set by the time after the first fix."
+        "Error of the navigation's position in the local east-north-up frame, with the filter's "
+        "own 3-sigma band per axis; one scale for all three, set by the time after the first fix."
     )
     alt = "Position errors east, north and up over time, each with its 3-sigma band"
     title = "Navigation position error"
-    return _figure(document, "position", title, caption, alt, marks, panels)
+    return figure(document, "position", title, caption, alt, marks, panels)
 
 
 def _altimeter(document: RunDocument) -> Figure:
-    a, limit_m = document.altimeter, document.setup.altimeter_range_max_m
+    a, limit_m, span = document.altimeter, document.setup.altimeter_range_max_m, time_span(document)
+    true, reading = _apart(a.true_range_m, a.predicted_m), _apart(a.range_m, a.predicted_m)
+    zero = [None if p is None else 0.0 for p in a.predicted_m]
     marks = [
         traces.band("predicted ± 3σ", a.t_s, a.predicted_m, a.predicted_sigma_m),
         traces.line("true range", a.t_s, a.true_range_m, TRUTH),
         traces.line("predicted from state and map", a.t_s, a.predicted_m, ESTIMATE, dash="dash"),
         traces.points("valid reading", a.t_s, a.range_m, FIX, size=4),
-        traces.line("specified maximum", _span(document), [limit_m] * 2, QUIET, dash="dot"),
+        traces.line("specified maximum", span, [limit_m] * 2, QUIET, dash="dot"),
+        traces.band("± 3σ", a.t_s, zero, a.predicted_sigma_m, panel=2, show=False),
+        traces.line("true − predicted", a.t_s, true, TRUTH, panel=2, show=False),
+        traces.points("reading − predicted", a.t_s, reading, FIX, panel=2, size=4, show=False),
     ]
-    n_valid = sum(reading is not None for reading in a.range_m)
+    n_valid = sum(r is not None for r in a.range_m)
     caption = (
-        f"Range along the boresight. {n_valid} of {len(a.t_s)} epochs gave a valid range. Under the "
-        f"dotted line ({limit_m:.0f} m, the maker's promise) a healthy altimeter ranges."
+        f"Range along the boresight. {n_valid} of {len(a.t_s)} epochs gave a valid range; under "
+        f"the dotted line ({limit_m:.0f} m, the maker's promise) a healthy altimeter ranges. "
+        "Below, the distance from the prediction; the band is that of state and map, without the "
+        "altimeter's own noise."
     )
     alt = f"Altimeter: predicted and true range, {n_valid} valid readings, specified maximum"
-    panels = [_Panel("range (m)", 300, {"rangemode": "tozero"})]
+    reach = _reach(document, a.t_s, true, a.predicted_sigma_m)
+    reach += _reach(document, a.t_s, reading, a.predicted_sigma_m)
+    panels = [
+        Panel("range (m)", 250, {"rangemode": "tozero"}),
+        Panel("from predicted (m)", 160, {"range": _symmetric(reach), "zeroline": True}),
+    ]
     title = "Altimeter against prediction"
-    return _figure(document, "altimeter", title, caption, alt, marks, panels)
+    return figure(document, "altimeter", title, caption, alt, marks, panels)
 
 
 def _innovations(document: RunDocument, series: InnovationSeries) -> Figure:
-    span, dof, name = _span(document), series.degrees_of_freedom, words(series.sensor)
+    span, dof, name = time_span(document), series.degrees_of_freedom, words(series.sensor)
     accepted = [nis if ok else None for nis, ok in zip(series.nis, series.fused, strict=True)]
     refused = [None if ok else nis for nis, ok in zip(series.nis, series.fused, strict=True)]
-    marks = [
-        traces.points(
-            f"component {k + 1}" if dof > 1 else "whitened innovation",
-            series.t_s,
-            [row[k] for row in series.whitened],
-            _COMPONENTS[k % len(_COMPONENTS)],
-            size=4,
-        )
-        for k in range(dof)
-    ]
+    marks = []
+    for k in range(dof):
+        column, title = [row[k] for row in series.whitened], f"component {k + 1}"
+        marks.append(traces.points(title, series.t_s, column, ESTIMATE, size=4, show=False))
     for bound in (3.0, -3.0):
-        marks.append(traces.line("± 3", span, [bound] * 2, QUIET, dash="dash", show=bound > 0))
-    marks += [
-        traces.points("NIS, fused", series.t_s, accepted, ESTIMATE, panel=2, size=5),
-        traces.points("NIS, not fused", series.t_s, refused, FAULT, panel=2, size=8, symbol="x"),
-        traces.line("gate", span, [series.gate] * 2, FAULT, panel=2, dash="dash"),
-    ]
+        marks.append(traces.line("± 3σ", span, [bound] * 2, QUIET, dash="dash", show=bound > 0))
+    marks.append(traces.points("fused", series.t_s, accepted, ESTIMATE, panel=2, size=5))
+    if any(not ok for ok in series.fused):
+        title = "not fused"
+        marks.append(traces.points(title, series.t_s, refused, FAULT, panel=2, size=8, symbol="x"))
+    marks.append(traces.line("gate", span, [series.gate] * 2, FAULT, panel=2, dash="dash"))
     if not series.t_s:
         marks.append(traces.note("no measurement", sum(span) / 2, 0.0))
+    high = max([4.0, *(1.1 * abs(value) for row in series.whitened for value in row)])
+    decades = [math.log10(_NIS_FLOOR), math.log10(2 * max([series.gate, *series.nis]))]
     panels = [
-        _Panel("whitened (σ)", 170, {"zeroline": True}),
-        _Panel(f"NIS ({dof} dof)", 150, {"type": "log", "dtick": 1}),
+        Panel("whitened (σ)", 170, {"range": [-high, high], "zeroline": True}),
+        Panel(f"NIS ({dof} dof)", 150, {"type": "log", "dtick": 1, "range": decades}),
     ]
     caption = (
         f"{len(series.t_s)} innovations, {series.fused.count(False)} not fused; gate at "
         f"{series.gate:.4g}. Whitened by the Cholesky factor of S: a consistent filter keeps them "
-        "unit normal, 99.73 % within ± 3."
+        f"unit normal, 99.73 % within ± 3. NIS under {_NIS_FLOOR:g} lies below the axis."
     )
     alt = f"Innovations of the {name}: whitened values with bounds, and NIS with its gate"
     place = f"innovation-{document.innovations.index(series)}"
-    return _figure(document, place, f"Innovations: {name}", caption, alt, marks, panels)
+    return figure(document, place, f"Innovations: {name}", caption, alt, marks, panels)
 
 
 def _statistics(document: RunDocument) -> Figure:
@@ -244,80 +246,24 @@ def _statistics(document: RunDocument) -> Figure:
         marks += [
             traces.line("statistic", series.t_s, series.value, ESTIMATE, panel=panel, show=show),
             traces.line(
-                "threshold", _span(document), threshold, FAULT, panel=panel, dash="dash", show=show
+                "threshold",
+                time_span(document),
+                threshold,
+                FAULT,
+                panel=panel,
+                dash="dash",
+                show=show,
             ),
         ]
         title = label(series.name).replace(" ", "<br>", 1)
-        panels.append(_Panel(title, 120, _statistic_axis(series)))
+        panels.append(Panel(title, 120, _statistic_axis(series)))
     caption = (
         f"What the monitor decides by. An axis ends at {_STATISTIC_VIEW:g} thresholds where the "
         "statistic runs further; double-click shows all of it."
     )
     alt = "Monitor statistics over time, each with its threshold: "
     alt += ", ".join(words(series.name) for series in document.statistics)
-    return _figure(document, "statistics", "Monitor statistics", caption, alt, marks, panels)
-
-
-# Layout
-
-
-def _figure(
-    document: RunDocument,
-    name: str,
-    title: str,
-    caption: str,
-    alt: str,
-    marks: list[Json],
-    panels: Sequence[_Panel],
-) -> Figure:
-    inner = sum(p.height_px for p in panels) + _PANEL_GAP_PX * (len(panels) - 1)
-    height_px = inner + _TOP_PX + _BOTTOM_PX
-    axis = {"gridcolor": "#e8ebee", "linecolor": "#aeb5bd", "showline": True, "ticks": "outside"}
-    axis |= {"tickcolor": "#aeb5bd", "ticklen": 4, "zerolinecolor": "#c3c9d0", "automargin": False}
-    layout: Json = {
-        "height": height_px,
-        "margin": {"l": _LEFT_PX, "r": 18, "t": _TOP_PX, "b": _BOTTOM_PX},
-        "font": {"family": _FONT, "size": 12.5, "color": "#2a2f36"},
-        "paper_bgcolor": "#ffffff",
-        "plot_bgcolor": "#ffffff",
-        "hovermode": "x unified",
-        "barmode": "overlay",
-        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
-    }
-    time = {"title": {"text": "time since start (s)", "standoff": 8}, "range": _span(document)}
-    time |= {"anchor": traces.axis("y", len(panels)), "hoverformat": ".2f", "zeroline": False}
-    layout["xaxis"] = axis | time
-    top_px = 0
-    for number, panel in enumerate(panels, start=1):
-        bottom_px = top_px + panel.height_px
-        domain = [max(1 - bottom_px / inner, 0.0), 1 - top_px / inner]
-        top_px = bottom_px + _PANEL_GAP_PX
-        extra = {"domain": domain, "anchor": "x", "zeroline": False}
-        heading = {"title": {"text": panel.title, "standoff": 10}}
-        layout[traces.axis("yaxis", number)] = axis | extra | heading | panel.axis
-    layout["shapes"], layout["annotations"] = _events(document)
-    return Figure(name, title, caption, alt, height_px, {"data": marks, "layout": layout})
-
-
-def _events(document: RunDocument) -> tuple[list[Json], list[Json]]:
-    """Vertical lines through every figure, and their labels."""
-    events = []
-    for verdict in document.verdicts:
-        events.append((verdict.onset_s, "", FAULT, "dot"))
-        events.append((verdict.alert_s, "alert", FAULT, "solid"))
-    if document.point_of_no_return.t_s is not None:
-        events.append((document.point_of_no_return.t_s, "point of no return", TRUTH, "dashdot"))
-    shapes, labels = [], []
-    for t_s, text, colour, dash in events:
-        ends = {"x0": t_s, "x1": t_s, "y0": 0, "y1": 1, "xref": "x", "yref": "paper"}
-        style = {"color": colour, "width": 1.3, "dash": dash}
-        shapes.append({"type": "line", "layer": "above", "line": style} | ends)
-        if text:
-            place = {"x": t_s, "y": 1, "xref": "x", "yref": "paper", "xshift": 3}
-            anchor = {"xanchor": "left", "yanchor": "top", "showarrow": False}
-            look = {"font": {"color": colour, "size": 11.5}, "bgcolor": "rgba(255,255,255,0.8)"}
-            labels.append({"text": text} | place | anchor | look)
-    return shapes, labels
+    return figure(document, "statistics", "Monitor statistics", caption, alt, marks, panels)
 
 
 def _row_axis(rows: Sequence[str]) -> Json:
@@ -340,26 +286,24 @@ def _statistic_axis(series: StatisticSeries) -> Json:
     return {"range": [max(1.05 * low, -view), min(1.15 * high, view)]}
 
 
-def _span(document: RunDocument) -> list[float]:
-    """The time axis of every figure: all of the run, with a little air for marks at its ends."""
-    times = [*document.states.t_s, *document.altimeter.t_s, *(f.t_s for f in document.frames)]
-    if not times:
-        return [0.0, 1.0]
-    air = 0.01 * (max(times) - min(times)) or 1.0
-    return [min(times) - air, max(times) + air]
-
-
-def _settled_range(
-    document: RunDocument, errors: Sequence[Sequence[float]], sigmas: Sequence[Sequence[float]]
-) -> list[float] | None:
-    """Symmetric axis range that holds errors and bands after the first fix."""
+def _reach(
+    document: RunDocument, t_s: Sequence[float], error: Values, sigma: Values
+) -> list[float]:
+    """How far from zero errors and 3-sigma bands go after the first fix, or ever without one."""
     first_s = min((f.t_s for f in document.frames if f.status == "ok"), default=-math.inf)
-    top = 0.0
-    for error, sigma in zip(errors, sigmas, strict=True):
-        for t, e, s in zip(document.states.t_s, error, sigma, strict=True):
-            if t > first_s:
-                top = max(top, abs(e), 3 * s)
-    return [-1.1 * top, 1.1 * top] if top > 0 else None
+    rows = zip(t_s, error, sigma, strict=True)
+    return [max(abs(e or 0.0), 3 * (s or 0.0)) for t, e, s in rows if t > first_s]
+
+
+def _symmetric(reach: Sequence[float]) -> list[float] | None:
+    top = 1.1 * max(reach, default=0.0)
+    return [-top, top] if top > 0 else None
+
+
+def _apart(value: Values, reference: Values) -> list[float | None]:
+    """How far apart two drawn lines lie, where both are."""
+    rows = zip(value, reference, strict=True)
+    return [None if v is None or r is None else v - r for v, r in rows]
 
 
 def _phases(t_s: Sequence[float], state: Sequence[bool]) -> list[tuple[float, float]]:

@@ -25,14 +25,15 @@ from tnav.evaluate.metrics import (
 )
 from tnav.evaluate.runlog import FrameRecord, RunDocument, read_document
 from tnav.images import display_grey, draw_matches, encode_jpeg, read_image, resize
-from tnav.report.figures import Figure, figures
+from tnav.report.figures import figures
+from tnav.report.layout import Figure
 from tnav.report.traces import words
 
 _PICTURES_BYTES = 2_600_000  # of all thumbnails together; base64 makes it 3.5 MB in the file
 _VIEW_WIDTHS_PX = (440, 360, 300, 240, 180)  # of each half, the first that fits is taken
 _JPEG_QUALITY = 80
 _GALLERY_FRAMES = 60  # evenly chosen where a run has more; the table names every frame
-_DRAWN_MATCHES = 90  # evenly chosen where an image has more, or the lines hide the ground
+_DRAWN_MATCHES = 60  # evenly chosen where an image has more, or the lines hide the ground
 _GUTTER_PX = 8
 _DASH = "–"  # what was not measured
 _HORIZONTAL_LIMIT = f"{HORIZONTAL_LIMIT_PX:g} ground pixels + {HORIZONTAL_LIMIT_M:g} m"
@@ -113,6 +114,7 @@ def _page(document: RunDocument, cards: list[Card]) -> str:
     )
     environment.filters |= {"number": _number, "signed": _signed, "words": words}
     return environment.get_template("report.html.j2").render(
+        title=_sentence(document.setup.scenario),
         run=document,
         setup=document.setup,
         summary=document.summary,
@@ -125,7 +127,8 @@ def _page(document: RunDocument, cards: list[Card]) -> str:
         within=within_limits,
         agl_limit_percent=AGL_LIMIT_PERCENT,
         horizontal_limit=_HORIZONTAL_LIMIT,
-        plotly=Markup(get_plotlyjs()),  # noqa: S704 (a library, and without a closing tag: tested)
+        drawn_matches=_DRAWN_MATCHES,
+        plotly=Markup(get_plotlyjs()),  # noqa: S704 - a library without a closing tag: tested
     )
 
 
@@ -143,8 +146,7 @@ def _banner(document: RunDocument) -> Banner:
         facts.append(f"{len(verdicts)} verdicts")
     tone = "fault" if as_expected else "wrong"
     note = "as expected for this scenario" if as_expected else f"but {expected}"
-    headline = words(first.kind).capitalize()
-    return Banner(tone, headline, [*facts, note])
+    return Banner(tone, _sentence(first.kind), [*facts, note])
 
 
 def _before_no_return(seconds: float | None) -> str:
@@ -276,7 +278,12 @@ def _figure_json(figure: Figure) -> Markup:
     text = json.dumps(figure.spec, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)  # noqa: S704 (escaped above)
+    return Markup(text)  # noqa: S704 - escaped above
+
+
+def _sentence(name: str) -> str:
+    text = words(name)
+    return text[:1].upper() + text[1:]
 
 
 def _number(value: float | None, digits: int) -> str:

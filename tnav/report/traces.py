@@ -101,7 +101,7 @@ def fixes(
     panel: int = 1,
     show: bool = True,
 ) -> list[Json]:
-    """Fixes as orange points, with 3-sigma bars if ``sigma`` is given; failed ones as red crosses."""
+    """Fixes as orange points, with 3-sigma bars if asked for; failed ones as red crosses."""
     good = [f for f in frames if f.status == "ok"]
     bad = [f for f in frames if f.status != "ok"]
     times = [f.t_s for f in good]
@@ -118,7 +118,7 @@ def fixes(
 
 
 def bars(
-    name: str, phases: Sequence[tuple[float, float]], row: int, colour: str, *, show: bool = True
+    name: str, phases: Sequence[tuple[float, float]], row: int, colour: str, *, show: bool = False
 ) -> Json:
     """Horizontal bars from begin to end of each phase (s), on a row of the first panel."""
     return {
@@ -133,7 +133,7 @@ def bars(
         "text": [f"{begin:.1f} to {end:.1f} s" for begin, end in phases],
         "textposition": "none",
         "hovertemplate": "%{text}",
-        "showlegend": show and bool(phases),
+        "showlegend": show,
         "xaxis": "x",
         "yaxis": "y",
     }
@@ -142,8 +142,9 @@ def bars(
 def marked(name: str, t_s: float, value: float, text: str, colour: str, *, panel: int) -> Json:
     """One diamond with words beside it."""
     mark = points(name, [t_s], [value], colour, panel=panel, size=11, symbol="diamond")
-    style = {"mode": "markers+text", "text": [text], "textposition": "middle right"}
-    return mark | style | {"textfont": {"color": colour, "size": 13}}
+    style: Json = {"mode": "markers+text", "text": [text], "textposition": "top right"}
+    style |= {"textfont": {"color": colour, "size": 13}, "showlegend": False}
+    return mark | style
 
 
 def note(text: str, t_s: float, value: float) -> Json:

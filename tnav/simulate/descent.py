@@ -17,7 +17,7 @@ from torch import Tensor
 from tnav.config import Recipe
 from tnav.errors import ConfigError
 from tnav.geometry.moon import LocalFrame, gravity_L
-from tnav.geometry.pose import body_from_thrust, so3_log
+from tnav.geometry.pose import body_from_thrust, so3_exp, so3_log
 
 _SUBSTEPS = 10  # integration steps in one inertial step
 
@@ -40,7 +40,7 @@ class DescentProfile(Recipe):
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """Truth on the inertial unit's time grid; entry 0 is the start, increments end at each entry."""
+    """Truth on the inertial time grid; entry 0 is the start, increments end at each entry."""
 
     t_s: Float64[Tensor, " n"]
     position_L: Float64[Tensor, "n 3"]
@@ -107,8 +107,9 @@ def _increments(
     mean_B = 0.5 * (force_B[1:] + force_B[:-1])
     delta_v_B = mean_B.unflatten(0, (steps, _SUBSTEPS)).sum(1) * h
     start, end = R_L_B[:-1:_SUBSTEPS], R_L_B[_SUBSTEPS::_SUBSTEPS]
-    turn_B = so3_log(start.transpose(1, 2) @ end)
-    delta_theta_B = turn_B + (start.transpose(1, 2) @ (spin_L * h * _SUBSTEPS)[:, None])[..., 0]
+    # The frame turns under the body: R_end = Exp(-W dt) R_start Exp(delta_theta).
+    frame_turn = so3_exp(spin_L * (h * _SUBSTEPS))
+    delta_theta_B = so3_log(start.transpose(1, 2) @ frame_turn @ end)
     zero = torch.zeros(1, 3, dtype=torch.float64)
     return torch.cat([zero, delta_v_B]), torch.cat([zero, delta_theta_B])
 

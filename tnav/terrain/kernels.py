@@ -192,8 +192,8 @@ def walk(ground: Ground, level: wp.int32, o: wp.vec3d, d: wp.vec3d, span: Span, 
     mips = ground.layout[level, MIPS]
     k = wp.min(mip, mips)
     t = wp.float64(start)
-    x = wp.clamp(wp.int32(wp.floor(ax + t * bx)), 0, last_x) >> (2 * k)
-    y = wp.clamp(wp.int32(wp.floor(ay + t * by)), 0, last_y) >> (2 * k)
+    x = wp.clamp(wp.int32(ax + t * bx), 0, last_x) >> (2 * k)
+    y = wp.clamp(wp.int32(ay + t * by), 0, last_y) >> (2 * k)
 
     while True:
         shift = 2 * k
@@ -207,15 +207,15 @@ def walk(ground: Ground, level: wp.int32, o: wp.vec3d, d: wp.vec3d, span: Span, 
         z = o[2] + t * d[2]
         lowest = wp.min(z, o[2] + leave * d[2])
 
-        opened = bool(False)
+        opened = wp.bool(False)
         if k > 0:
             row = y * ((last_x >> shift) + 1)
             if lowest <= wp.float64(ground.maxima_m[ground.layout[level, MAPS_START + k - 1] + row + x]):
                 opened = True
                 k = k - 1
                 shift = 2 * k
-                x = wp.clamp(wp.int32(wp.floor(ax + t * bx)) >> shift, 4 * x, 4 * x + 3)
-                y = wp.clamp(wp.int32(wp.floor(ay + t * by)) >> shift, 4 * y, 4 * y + 3)
+                x = wp.clamp(wp.int32(ax + t * bx) >> shift, 4 * x, 4 * x + 3)
+                y = wp.clamp(wp.int32(ay + t * by) >> shift, 4 * y, 4 * y + 3)
                 x = wp.min(x, last_x >> shift)
                 y = wp.min(y, last_y >> shift)
         else:
@@ -240,7 +240,7 @@ def walk(ground: Ground, level: wp.int32, o: wp.vec3d, d: wp.vec3d, span: Span, 
             if leave >= end:
                 return miss
             t = leave
-            changed = int(0)
+            changed = wp.int32(0)
             if tx <= ty:
                 from_x = x
                 x = x + 2 * ahead_x - 1
@@ -270,40 +270,42 @@ def first_crossing(ground: Ground, o: wp.vec3d, d: wp.vec3d, mip: wp.int32):
     total = o[0] + o[1] + o[2] + d[0] + d[1] + d[2]
     if not wp.isfinite(total):  # a ray that starts where another one missed
         return found
+    level = wp.int32(outermost)
     span = Span()
     span.near = ZERO
     span.far = FAR
-    level = wp.int32(outermost)
     span = clip(ground, level, o, d, span)
-    inwards = bool(span.near <= span.far)
-    if not inwards:
+    if span.near > span.far:
         return found
-    while inwards and found.t < ZERO:
-        inwards = False
+    inwards = wp.bool(True)
+    while level <= outermost and found.t < ZERO:
         part = Span()
         part.near = span.near
         part.far = span.far
+        deeper = wp.bool(False)
         inner = Span()
-        if level > ground.first_level:
+        if inwards and level > ground.first_level:
             inner = clip(ground, level - 1, o, d, span)
-            if inner.near <= inner.far:
-                inwards = True
-                part.far = inner.near
-        if not inwards or part.near < part.far:
+            deeper = inner.near <= inner.far
+        if deeper:
+            part.far = inner.near
+        # a part without length belongs to the level inside it, and the innermost has none
+        if part.near < part.far or (inwards and not deeper):
             found = walk(ground, level, o, d, part, mip)
-        if inwards and found.t < ZERO:
+        inwards = deeper
+        if deeper:
             level = level - 1
-            span = inner
-    while level < outermost and found.t < ZERO:
-        level = level + 1
-        rest = Span()
-        rest.near = span.far
-        rest.far = FAR
-        rest = clip(ground, level, o, d, rest)
-        if rest.near < rest.far:
-            rest.near = span.far
-            found = walk(ground, level, o, d, rest, mip)
-            span.far = rest.far
+            span.near = inner.near
+            span.far = inner.far
+        else:
+            level = level + 1
+            if level <= outermost:
+                rest = Span()
+                rest.near = part.far
+                rest.far = FAR
+                rest = clip(ground, level, o, d, rest)
+                span.near = part.far
+                span.far = wp.max(part.far, rest.far)
     return found
 
 

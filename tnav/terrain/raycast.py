@@ -5,9 +5,10 @@ and shadow alike. NVIDIA Warp runs `tnav.terrain.kernels` on the terrain's devic
 the only one that calls it, and loads it at the first ray.
 """
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import ModuleType
@@ -107,16 +108,20 @@ def memory_of(tensor: Tensor) -> Tensor:
     return tensor
 
 
-@functools.cache
-def _kernels() -> ModuleType:
-    """Warp, started quietly, and the kernels."""
-    import warp as wp
-
-    wp.config.log_level = wp.LOG_WARNING
-    wp.init()
-    from tnav.terrain import kernels
-
-    return kernels
+@contextlib.contextmanager
+def _without_driver_warning() -> Iterator[None]:
+    """Where torch sees no CUDA, hide the line on the missing driver that Warp's C side prints."""
+    if torch.cuda.is_available():
+        yield
+        return
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
 
 
 @functools.cache
@@ -124,7 +129,11 @@ def _loaded(device: str) -> ModuleType:
     """The kernels, compiled and loaded for a device by this thread and not by one of the pool."""
     import warp as wp
 
-    kernels = _kernels()
+    wp.config.log_level = wp.LOG_WARNING
+    with _without_driver_warning():
+        wp.init()
+    from tnav.terrain import kernels
+
     wp.load_module(kernels, device=device)
     return kernels
 

@@ -125,7 +125,7 @@ def stamp_craters(
     rows, columns = z_L.shape
     if craters.column.numel() == 0:
         return z_L
-    reach = int(math.ceil(float(craters.radius_posts.max()) * _EJECTA_REACH_RADII)) + 1
+    reach = math.ceil(float(craters.radius_posts.max()) * _EJECTA_REACH_RADII) + 1
     offset = torch.arange(-reach, reach + 1)
     out = z_L.clone().view(-1)
     for start in range(0, craters.column.numel(), _STAMP_CHUNK):

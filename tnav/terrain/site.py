@@ -147,7 +147,8 @@ def _subdivide(z_L: Float32[Tensor, "r c"]) -> Float32[Tensor, "r c"]:
     for axis in (0, 1):
         count = cells // 2 + 1
         kept = inner.narrow(axis, _MARGIN, count)
-        between = sum(w * inner.narrow(axis, k, count - 1) for k, w in enumerate(_SUBDIVISION))
+        taps = [w * inner.narrow(axis, k, count - 1) for k, w in enumerate(_SUBDIVISION)]
+        between = torch.stack(taps).sum(0)
         shape = list(kept.shape)
         shape[axis] = 2 * count - 1
         fine = kept.new_empty(shape)

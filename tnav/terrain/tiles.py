@@ -112,8 +112,9 @@ def sample_height_m(
     """
     x, y = _to_crs(tile, latitude_deg, longitude_deg)
     with _open(tile.path) as raster:
-        column, row = ~raster.transform * (x, y)
-        column, row = column - 0.5, row - 0.5  # from pixel corners to posts
+        to_pixel = ~raster.transform
+        column = to_pixel.a * x + to_pixel.b * y + to_pixel.c - 0.5  # from corners to posts
+        row = to_pixel.d * x + to_pixel.e * y + to_pixel.f - 0.5
         first = [int(np.floor(v.min())) - _SPLINE_MARGIN_POSTS for v in (row, column)]
         last = [int(np.ceil(v.max())) + _SPLINE_MARGIN_POSTS for v in (row, column)]
         inside = row.min() >= 0 and row.max() <= raster.height - 1

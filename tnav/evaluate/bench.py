@@ -1,0 +1,242 @@
+"""Measurements that print a table. Times are medians of repeats on this machine, as it is."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from tnav.errors import ConfigError
+from tnav.estimate.pnp import solve_pose
+from tnav.evaluate.archive import arrays_of
+from tnav.evaluate.limits import Row, rows_of
+from tnav.evaluate.metrics import score
+from tnav.evaluate.run import R_B_C, World, build_world, navigation_of, observe, run
+from tnav.evaluate.scenario import load_scenario
+from tnav.geometry.camera import Camera
+from tnav.geometry.pose import Pose, so3_exp
+from tnav.match.matcher import match
+from tnav.records import FIX_STATUSES, FixStatus, Frame, MapErrorModel, Matches
+from tnav.render.renderer import render
+from tnav.terrain.raycast import cast, occluded
+
+Say = Callable[[str], None]
+NAMES = ("demo", "render", "match", "pose")
+_REPEATS = 5
+
+
+def measure(name: str, device: torch.device, seeds: int, say: Say) -> list[Row]:
+    """Run one benchmark.
+
+    Raises:
+        ConfigError: no benchmark of that name.
+    """
+    match name:
+        case "demo":
+            return measure_demo(device, seeds, say)
+        case "render":
+            return measure_render(device, say)
+        case "match":
+            return measure_match(device, say)
+        case "pose":
+            return measure_pose(device, say)
+    raise ConfigError(f"bench '{name}': not known; expected one of {', '.join(NAMES)}")
+
+
+def measure_demo(device: torch.device, seeds: int, say: Say) -> list[Row]:
+    """The demo and its healthy twin over several draws, against what they must reach."""
+    rows = []
+    for seed in range(seeds):
+        say(f"seed {seed + 1} of {seeds}: terrain")
+        world = build_world(load_scenario("resilience").with_seed(seed), device)
+        for label, each in (("fault", world), ("healthy", world.healthy_twin())):
+
+            def tell(text: str, _: float, label: str = label, seed: int = seed) -> None:
+                say(f"seed {seed + 1} of {seeds}, {label}: {text}")
+
+            log = run(each, tell, lambda _: None)
+            document = score(arrays_of(log, seed))
+            for row in rows_of(document):
+                rows.append(replace(row, name=f"seed {seed}, {label}: {row.name}"))
+            seconds = round(document.summary.seconds, 1)
+            name = f"seed {seed}, {label}: wall clock"
+            rows.append(Row(name, seconds, "s", None, None, 1, str(device)))
+    return rows
+
+
+def measure_render(device: torch.device, say: Say) -> list[Row]:
+    """Primary and shadow rays of one million pixels over the demo's ground."""
+    world = build_world(load_scenario("resilience"), device)
+    sun_L = world.sun.sun_L.to(device)
+    rows = []
+    views = (("nadir 10 km", 10e3, 0.0), ("nadir 1 km", 1e3, 0.0), ("60 deg, 5 km", 5e3, 60.0))
+    for name, height_m, tilt_deg in views:
+        say(name)
+        pose = _pose_over_site(world, height_m, tilt_deg)
+        gsd_m = world.camera.ground_sample_distance_m(height_m)
+        level = world.truth.level_for(gsd_m)
+        ray_C = world.camera.unproject(world.camera.pixel_centres(device).view(-1, 2))
+        ray_L = (ray_C / ray_C.norm(dim=-1, keepdim=True)) @ pose.R_L_C[0].T
+        origin_L = pose.position_L.expand_as(ray_L).contiguous()
+        hits = cast(world.truth, origin_L, ray_L, first_level=level)
+        point_L = origin_L + hits.range_m[:, None] * ray_L
+
+        def primary(o: torch.Tensor = origin_L, d: torch.Tensor = ray_L, k: int = level) -> None:
+            cast(world.truth, o, d, first_level=k)
+
+        def shadow(p: torch.Tensor = point_L, k: int = level) -> None:
+            occluded(world.truth, p, sun_L, first_level=k)
+
+        for what, call in (("primary", primary), ("shadow", shadow)):
+            rows.append(_time_row(f"{name}, {what}", call, device))
+    return rows
+
+
+def measure_match(device: torch.device, say: Say) -> list[Row]:
+    """Matches of the demo's map views against the truth, from a prior 100 m off."""
+    world = build_world(load_scenario("resilience"), device)
+    nav = navigation_of(world.scenario, world.terrain_map)
+    rows = []
+    for height_m in (10e3, 5e3, 2e3, 1e3):
+        say(f"{height_m:.0f} m")
+        pose = _pose_over_site(world, height_m, 0.0)
+        image = observe(world, pose, seed=1)
+        gsd_m = world.camera.ground_sample_distance_m(height_m)
+        offset_L = torch.tensor([[60.0, -80.0, 0.0]], dtype=torch.float64).to(device)
+        prior = Pose(pose.R_L_C, pose.position_L + offset_L * height_m / 10e3)
+        level = nav.terrain_map.level_for(gsd_m, posts_per_pixel=1 / nav.map_coarser)
+        view = render(nav.terrain_map, nav.camera, prior, nav.sun_L, first_level=level)
+        radius_px = 4 * 100.0 * height_m / 10e3 / gsd_m
+        found = match(view, image, search_radius_px=radius_px)
+        # Where the map's point lies in the image, the map's own height error included.
+        point_C = (found.point_L - pose.position_L[:, None]) @ pose.R_L_C
+        error_px = (world.camera.project(point_C) - found.uv_px).norm(dim=-1)[found.valid]
+        n, device_name = int(error_px.numel()), str(device)
+        within = round(100 * float((error_px < 3).double().mean()), 2)
+        median = round(float(error_px.median()), 3)
+        rows.append(Row(f"{height_m:.0f} m: within 3 px", within, "%", None, None, n, device_name))
+        rows.append(Row(f"{height_m:.0f} m: median", median, "px", None, None, n, device_name))
+
+        def again(v: Frame = view, i: torch.Tensor = image, r: float = radius_px) -> None:
+            match(v, i, search_radius_px=r)
+
+        rows.append(_time_row(f"{height_m:.0f} m: match", again, device))
+    return rows
+
+
+def measure_pose(device: torch.device, say: Say) -> list[Row]:
+    """The solver on 100 synthetic matches, 0.3 px noise, 80 % outliers, attitude to 0.01 deg."""
+    runs, noise_px = 200, 0.3
+    camera = Camera.from_field_of_view(1024, 1024, 45.0)
+    generator = torch.Generator().manual_seed(0)
+    say(f"{runs} problems")
+    matches, truth, prior = _pose_problems(camera, runs, noise_px, generator)
+    matches, prior = _matches_to(matches, device), prior.to(device)
+
+    def solve() -> torch.Tensor:
+        solution = solve_pose(
+            matches,
+            camera,
+            prior,
+            attitude_sigma_rad=math.radians(0.01),
+            map_error=MapErrorModel(1e-3, 300.0),
+            seed=0,
+        )
+        ok = solution.status_code == FIX_STATUSES.index(FixStatus.OK)
+        error_m = (solution.pose.position_L - truth.to(device)).norm(dim=-1)
+        return torch.where(ok, error_m, torch.inf)
+
+    error_m = solve()
+    solved = error_m < 30.0  # three pixels at 10 km
+    rows = [
+        Row(
+            "solved",
+            round(100 * float(solved.double().mean()), 1),
+            "%",
+            None,
+            None,
+            runs,
+            str(device),
+        ),
+        Row(
+            "position error, median",
+            round(float(error_m.median()), 2),
+            "m",
+            None,
+            None,
+            runs,
+            str(device),
+        ),
+    ]
+    batch = _time_row("batch of 200", solve, device)
+    return [*rows, batch]
+
+
+def _pose_over_site(world: World, height_m: float, tilt_deg: float) -> Pose:
+    """Camera that looks at the site from a distance along a ray tilted towards the north."""
+    tilt = torch.tensor([math.radians(tilt_deg), 0.0, 0.0], dtype=torch.float64)
+    R_L_C = so3_exp(tilt) @ R_B_C
+    ground, _ = world.truth.height_L(torch.zeros(1, 2, dtype=torch.float64).to(world.device))
+    site_L = torch.tensor([0.0, 0.0, float(ground[0])], dtype=torch.float64)
+    position_L = site_L - height_m * R_L_C[:, 2]
+    return Pose(R_L_C[None], position_L[None]).to(world.device)
+
+
+def _pose_problems(
+    camera: Camera, runs: int, noise_px: float, generator: torch.Generator
+) -> tuple[Matches, torch.Tensor, Pose]:
+    n, outliers, height_m = 100, 80, 10e3
+
+    def uniform(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    size = torch.tensor([camera.width_px, camera.height_px], dtype=torch.float64)
+    R_true = R_B_C.expand(runs, 3, 3)
+    position_L = torch.tensor([0.0, 0.0, height_m], dtype=torch.float64) + 100 * normal(runs, 3)
+    uv = uniform(runs, n, 2) * size
+    ray_L = camera.unproject(uv) @ R_true.mT
+    relief_m = 100 * normal(runs, n, 1)
+    depth = (relief_m - position_L[:, None, 2:]) / ray_L[..., 2:]
+    point_L = position_L[:, None] + depth * ray_L
+    seen = uv + noise_px * normal(runs, n, 2)
+    seen[:, :outliers] = uniform(runs, outliers, 2) * size
+    covariance = noise_px**2 * torch.eye(2, dtype=torch.float64).expand(runs, n, 2, 2)
+    valid = torch.ones(runs, n, dtype=torch.bool)
+    matches = Matches(uv, seen, covariance, torch.ones(runs, n), point_L, valid)
+    attitude = so3_exp(math.radians(0.01) * normal(runs, 3)) @ R_true
+    return matches, position_L, Pose(attitude, position_L + 200 * normal(runs, 3))
+
+
+def _matches_to(matches: Matches, device: torch.device) -> Matches:
+    return Matches(
+        matches.uv_map_px.to(device),
+        matches.uv_px.to(device),
+        matches.covariance_px2.to(device),
+        matches.score.to(device),
+        matches.point_L.to(device),
+        matches.valid.to(device),
+    )
+
+
+def _time_row(name: str, call: Callable[[], object], device: torch.device) -> Row:
+    """Median wall clock of a call; the first one, which compiles or allocates, is not counted."""
+    call()
+    seconds = []
+    for _ in range(_REPEATS):
+        _wait(device)
+        began = time.perf_counter()
+        call()
+        _wait(device)
+        seconds.append(time.perf_counter() - began)
+    value = round(1e3 * statistics.median(seconds), 1)
+    return Row(f"{name}, median time", value, "ms", None, None, _REPEATS, str(device))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
