@@ -9,6 +9,7 @@ and differ in every error. Fixes have a stated 6 x 6 covariance.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -64,6 +65,7 @@ class Instant:
     R_L_B: Tensor
 
 
+@cache
 def truth(t_s: float, late_side: bool = True) -> Instant:
     """Truth at a time; at the knee itself, on the stated side."""
     early_s = min(t_s, KNEE_S)
@@ -91,6 +93,7 @@ def specific_force_B(now: Instant) -> Tensor:
     return now.R_L_B.T @ (inertial - gravity_L(now.position_L))
 
 
+@cache
 def ideal_increments(k: int) -> tuple[Tensor, Tensor]:
     """Velocity and angle that an ideal unit sums over step ``k``, ending at ``(k + 1) DT_S``."""
     start_s, end_s = k * DT_S, (k + 1) * DT_S

@@ -1,9 +1,10 @@
 """A pretend accelerator, so that a machine without a GPU can still catch device faults.
 
-`install()` registers the torch device "simgpu". Its tensors answer `device == simgpu:0` and hold their numbers in
-an ordinary CPU tensor (`.raw`), on which every operation really runs, so results can be compared bit for bit with
-the CPU. Two things behave as on CUDA: an operation that mixes a simgpu tensor with a CPU tensor of one or more
-dimensions raises, and every operation that would make the host wait for the device is counted (`count_syncs`).
+`install()` registers the torch device "simgpu". Its tensors answer `device == simgpu:0` and hold
+their numbers in an ordinary CPU tensor (`.raw`), on which every operation really runs, so results
+can be compared bit for bit with the CPU. Two things behave as on CUDA: an operation that mixes a
+simgpu tensor with a CPU tensor of one or more dimensions raises, and every operation that would
+make the host wait for the device is counted (`count_syncs`).
 
 What it cannot show: speed, memory limits, races, and CUDA's own rounding.
 """
@@ -23,9 +24,9 @@ DEVICE = "simgpu"
 aten = torch.ops.aten
 _counted: Counter[str] = Counter()
 
-# Operations whose result, or whose result's shape, the host has to read back. The linalg ones end in a check of
-# their error codes on the host, as torch's documentation says of each; the `_ex` twins of solve, inv and cholesky
-# do not.
+# Operations whose result, or whose result's shape, the host has to read back. The linalg ones end
+# in a check of their error codes on the host, as torch's documentation says of each; the `_ex`
+# twins of solve, inv and cholesky do not.
 _WAITING = {
     "_local_scalar_dense",
     "nonzero",
@@ -55,8 +56,9 @@ _INDEXING = {
     aten.index_put_.default,
     aten._index_put_impl_.default,
 }
-# torch conjugates and negates lazily, by a flag on the view. An operation on the `.raw` of a flagged view runs
-# below the layer that honours the flag, and would silently use the unflagged numbers: do it at once instead.
+# torch conjugates and negates lazily, by a flag on the view. An operation on the `.raw` of a
+# flagged view runs below the layer that honours the flag, and would silently use the unflagged
+# numbers: do it at once instead.
 _AT_ONCE = {
     aten._conj.default: aten.conj_physical.default,
     aten._neg_view.default: aten.neg.default,
@@ -127,7 +129,7 @@ def _to_raw(tree: Any) -> Any:
 def _refuse_mixtures(
     func: Any, args: tuple[Any, ...], on_device: bool, strangers: list[torch.Tensor]
 ) -> None:
-    """Raises RuntimeError where CUDA would: host tensors as operands (host *indices* are only counted)."""
+    """Raises RuntimeError where CUDA would: host operands (host *indices* are only counted)."""
     if func in _COPIES or not on_device:
         return
     operands = strangers
@@ -137,7 +139,8 @@ def _refuse_mixtures(
     if operands:
         shapes = [tuple(tensor.shape) for tensor in operands]
         raise RuntimeError(
-            f"{func}: expected all tensors to be on the same device, but found {DEVICE}:0 and cpu {shapes}"
+            f"{func}: expected all tensors to be on the same device, but found {DEVICE}:0 and cpu "
+            f"{shapes}"
         )
 
 
@@ -246,7 +249,9 @@ def _copy_from(
 
 
 _UPLOAD = "copy from host"
-_libraries: list[torch.library.Library] = []  # a kernel is unregistered when its library is collected
+_libraries: list[
+    torch.library.Library
+] = []  # a kernel is unregistered when its library is collected
 
 
 def install() -> None:
@@ -277,7 +282,7 @@ def install() -> None:
 
 
 def _let_warp_in() -> None:
-    """Shows the ray caster's kernels the CPU memory behind a SimTensor, so that they run on Warp's CPU."""
+    """Shows the ray caster the CPU memory behind a SimTensor: its kernels run on Warp's CPU."""
     from tnav.terrain import raycast
 
     raycast.memory_of = lambda t: t.raw if isinstance(t, SimTensor) else t
@@ -288,8 +293,8 @@ def count_syncs(*, uploads: bool = False) -> Iterator[Counter[str]]:
     """Yields a counter that is filled when the block ends: what made the host wait, and how often.
 
     Args:
-        uploads: also count copies from ordinary host memory. CUDA waits for these too, but a stage may upload its
-            few constants, so the tests of stages leave them out.
+        uploads: also count copies from ordinary host memory. CUDA waits for these too, but a stage
+            may upload its few constants, so the tests of stages leave them out.
     """
     _counted.clear()
     seen: Counter[str] = Counter()

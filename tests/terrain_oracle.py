@@ -1,7 +1,7 @@
 """Rays against nested heightfields by brute force, in NumPy float64: every ray against every cell.
 
-It shares no code and no algebra with the ray caster: a cell's patch is evaluated as a weighted mean of its four
-posts, and the quadratic along the ray is the parabola through three of those values.
+It shares no code and no algebra with the ray caster: a cell's patch is evaluated as a weighted mean
+of its four posts, and the quadratic along the ray is the parabola through three of those values.
 """
 
 import math
@@ -38,7 +38,7 @@ def single_terrain() -> Terrain:
 
 
 def nested_terrain() -> Terrain:
-    """Three levels whose posts do not line up, and whose rims are not blended: every seam is open."""
+    """Three levels whose posts do not line up and whose rims are not blended: open seams."""
     return Terrain(
         [
             rough_level(1.7, -9.3, -12.1, (12, 10), 2, 4.0),
@@ -66,7 +66,7 @@ def _patch(corners: list[Array], u: Array, v: Array) -> Array:
 
 
 def _first_below(f0: Array, f1: Array, f2: Array) -> Array:
-    """First x in [0, 1] where the parabola through (0, f0), (1/2, f1), (1, f2) is not positive; else inf."""
+    """First x in [0, 1] where the parabola through f0, f1, f2 at 0, 1/2, 1 is <= 0; else inf."""
     a = 2 * f0 - 4 * f1 + 2 * f2
     b = -3 * f0 + 4 * f1 - f2
     disc = b * b - 4 * a * f0
@@ -88,7 +88,7 @@ def _rectangle(level: Level, o: Array, d: Array) -> tuple[Array, Array]:
 
 
 def brute_force(terrain: Terrain, origin: Tensor, direction: Tensor, first: int = 0) -> OracleHits:
-    """First t >= 0 at which a ray is on or below the ground, over all cells of all levels from `first` on."""
+    """First t >= 0 at which a ray is on or below the ground, over all cells of all levels."""
     o, d = origin.numpy(), direction.numpy()
     n = len(o)
     best = OracleHits(np.full(n, np.inf), np.full((n, 3), np.nan), np.full(n, -1))
@@ -115,14 +115,18 @@ def _search(
     rows, cols = z.shape
     i, j = (g.ravel() for g in np.mgrid[0 : rows - 1, 0 : cols - 1])
     corners = [z[i, j], z[i, j + 1], z[i + 1, j], z[i + 1, j + 1]]
-    lines_x = level.west_m + np.arange(cols) * level.post_m  # shared by neighbours: no gap between them
+    lines_x = (
+        level.west_m + np.arange(cols) * level.post_m
+    )  # shared by neighbours: no gap between them
     lines_y = level.south_m + np.arange(rows) * level.post_m
     west, south = lines_x[j], lines_y[i]
     near_x, far_x = _span(o[:, :1], d[:, :1], west, lines_x[j + 1])
     near_y, far_y = _span(o[:, 1:2], d[:, 1:2], south, lines_y[i + 1])
     near = np.maximum(np.maximum(near_x, near_y), start[:, None])
     far = np.minimum(np.minimum(far_x, far_y), end[:, None])
-    with np.errstate(divide="ignore", invalid="ignore"):  # a vertical ray is below everything from here on
+    with np.errstate(
+        divide="ignore", invalid="ignore"
+    ):  # a vertical ray is below everything from here on
         deep = np.where(d[:, 2] < 0, (z.min() - 1 - o[:, 2]) / d[:, 2], np.inf)[:, None]
         high = np.where(d[:, 2] > 0, (z.max() + 1 - o[:, 2]) / d[:, 2], np.inf)[:, None]
     far = np.minimum(far, np.maximum(np.minimum(deep, high), near))
@@ -139,7 +143,9 @@ def _search(
         return o[ray, 2] + t * d[ray, 2] - _patch(own, *place(t))
 
     share = _first_below(above(near), above((near + far) / 2), above(far))
-    t = np.where(np.isfinite(share), near + (far - near) * np.where(np.isfinite(share), share, 0), np.inf)
+    t = np.where(
+        np.isfinite(share), near + (far - near) * np.where(np.isfinite(share), share, 0), np.inf
+    )
     u, v = place(np.where(np.isfinite(t), t, near))
     slope_x = ((1 - v) * (own[1] - own[0]) + v * (own[3] - own[2])) / level.post_m
     slope_y = ((1 - u) * (own[2] - own[0]) + u * (own[3] - own[1])) / level.post_m

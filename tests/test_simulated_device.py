@@ -137,7 +137,8 @@ def test_host_generators_are_refused() -> None:
 def test_host_scalars_may_stand_in_for_numbers() -> None:
     with count_syncs() as syncs:
         out = torch.ones(3, device=DEVICE) * torch.tensor(2.0)
-    assert torch.equal(out.cpu(), torch.full((3,), 2.0)) and not syncs
+    assert torch.equal(out.cpu(), torch.full((3,), 2.0))
+    assert not syncs
 
 
 @pytest.mark.parametrize(

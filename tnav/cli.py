@@ -41,6 +41,9 @@ def main(argv: list[str] | None = None) -> None:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         raise SystemExit(_BAD_INPUT) from None
+    except OSError as error:  # a folder that cannot be written, a full disk
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        raise SystemExit(_BAD_INPUT) from None
 
 
 @app.command()
@@ -188,16 +191,22 @@ def _run(scenario: str, out: Path, device: str, seed: int, healthy: bool) -> "Ru
     recipe = load_scenario(scenario).with_seed(seed)
     recipe = recipe.healthy() if healthy else recipe
     where = resolve_device(device)
+    console = Console(stderr=True)
+    with console.status("terrain: DEM, curvature, synthetic relief"):
+        world = build_world(recipe, where)
+    out.mkdir(parents=True, exist_ok=True)  # before the flight, not after it
     columns = (TextColumn("{task.description:<42}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("start", total=1.0)
 
         def show(text: str, share: float) -> None:
             bar.update(task, description=text, completed=share)
 
-        show("terrain: DEM, curvature, synthetic relief", 0.0)
-        world = build_world(recipe, where)
-        log = fly(world, show, lambda frame: bar.console.print(frame_line(frame), highlight=False))
+        log = fly(
+            world,
+            show,
+            lambda frame: console.print(frame_line(frame), highlight=False, soft_wrap=True),
+        )
         show("writing", 1.0)
         save(log, out, seed)
         document = score(load(out))

@@ -134,7 +134,8 @@ def test_error_at_a_point_is_the_joint_posterior(case: Case) -> None:
     K = kernel_m2(MODEL, points, points)[0] + 1e-7 * torch.eye(31, dtype=torch.float64)
     H = torch.cat([case.line.J_x[0].reshape(60, 6), -J_n], 1)
     H = torch.cat([H, torch.zeros(60, 1, dtype=torch.float64)], 1)
-    R_inv = torch.block_diag(*torch.linalg.inv(case.covariance_px2[0] / case.weight[0, :, None, None]))  # fmt: skip
+    scaled = case.covariance_px2[0] / case.weight[0, :, None, None]
+    R_inv = torch.block_diag(*torch.linalg.inv(scaled))
     information = H.T @ R_inv @ H
     information[:6, :6] += PRIOR
     information[6:, 6:] += torch.linalg.inv(K)

@@ -100,22 +100,22 @@ def test_errors_are_as_large_as_the_covariance_says(
     sigma_rad: float, outliers: float, height_m: float
 ) -> None:
     scene = make_scene(
-        21, frames=250, outliers=outliers, attitude_sigma_rad=sigma_rad, height_m=height_m
+        21, frames=200, outliers=outliers, attitude_sigma_rad=sigma_rad, height_m=height_m
     )
     solution = solve(scene, sigma_rad=sigma_rad, config=EASY)
-    assert statuses(solution) == [FixStatus.OK] * 250
-    low, high = mean_chi2_bounds(6, 250)
+    assert statuses(solution) == [FixStatus.OK] * 200
+    low, high = mean_chi2_bounds(6, 200)
     low *= shrink_by_inflation(2 * round(100 * (1 - outliers)) - 6)
     assert low < float(nees(pose_error(solution, scene.truth), solution.covariance).mean()) < high
 
 
 @pytest.mark.parametrize("height_m", [100.0, 1000.0, 10000.0])
 def test_they_are_so_with_a_map_that_is_wrong_by_a_field(height_m: float) -> None:
-    scene = make_scene(22, frames=250, map_error=ROUGH_MAP, height_m=height_m, outliers=0.2)
+    scene = make_scene(22, frames=200, map_error=ROUGH_MAP, height_m=height_m, outliers=0.2)
     solution = solve(scene, map_error=ROUGH_MAP, config=EASY)
-    assert statuses(solution) == [FixStatus.OK] * 250
+    assert statuses(solution) == [FixStatus.OK] * 200
     error = pose_error(solution, scene.truth)
-    low, high = mean_chi2_bounds(6, 250)
+    low, high = mean_chi2_bounds(6, 200)
     low *= shrink_by_inflation(2 * 80 - 6)
     assert low < float(nees(error, solution.covariance).mean()) < high
     if height_m <= 1000.0:  # and the covariance that knows no map error would have been a lie
@@ -126,18 +126,18 @@ def test_they_are_so_with_a_map_that_is_wrong_by_a_field(height_m: float) -> Non
 
 
 def test_noisy_matches_widen_the_covariance_and_quiet_ones_do_not_shrink_it() -> None:
-    worse = make_scene(23, frames=250, noise_px=0.9, claimed_px=0.3)
+    worse = make_scene(23, frames=200, noise_px=0.6, claimed_px=0.2)
     solution = solve(worse, config=EASY)
-    assert statuses(solution) == [FixStatus.OK] * 250
-    low, high = mean_chi2_bounds(6, 250)
+    assert statuses(solution) == [FixStatus.OK] * 200
+    low, high = mean_chi2_bounds(6, 200)
     # 200 residuals give the scale to 10 %, which adds 1 % to a mean of ratios; allow 5 %.
     assert (
         low
         < float(nees(pose_error(solution, worse.truth), solution.covariance).mean())
         < (1.05 * high)
     )
-    better = make_scene(23, frames=50, noise_px=0.1, claimed_px=0.3)
-    as_stated = make_scene(23, frames=50, noise_px=0.3)
+    better = make_scene(23, frames=50, noise_px=0.1, claimed_px=0.2)
+    as_stated = make_scene(23, frames=50, noise_px=0.2)
     ratio = solve(better).covariance / solve(as_stated).covariance
     assert torch.allclose(
         ratio.diagonal(dim1=-2, dim2=-1).mean(), torch.ones((), dtype=torch.float64), atol=0.1
@@ -206,11 +206,33 @@ def test_no_consensus() -> None:
     assert statuses(solve(with_good(scene, 11))) == [FixStatus.NO_CONSENSUS]
 
 
-def test_matches_by_chance_never_agree() -> None:
+def thrown_about(scene: Scene, wrong: torch.Tensor, window_px: float) -> Scene:
+    """Some matches moved at random within a search window about the right place."""
+    draw = torch.Generator().manual_seed(8)
+    uv_map_px = scene.matches.uv_map_px
+    offset = torch.rand(uv_map_px.shape, generator=draw, dtype=torch.float64) - 0.5
+    uv_px = torch.where(wrong[..., None], uv_map_px + window_px * offset, scene.matches.uv_px)
+    return replace(scene, matches=replace_matches(scene.matches, uv_px=uv_px))
+
+
+@pytest.mark.parametrize("map_error", [PERFECT_MAP, ROUGH_MAP])
+def test_matches_by_chance_never_agree(map_error: MapErrorModel) -> None:
     scene = make_scene(34, frames=20, n=330, outliers=1.0)
-    solution = solve(scene)
-    assert FixStatus.OK not in statuses(solution)
-    assert int(solution.inlier.sum(-1).max()) < 12
+    anywhere = solve(scene, map_error=map_error)
+    within = solve(thrown_about(scene, scene.outlier, 128.0), map_error=map_error)
+    for solution in (anywhere, within):  # no scale of the noise may grow to fit them
+        assert statuses(solution) == [FixStatus.NO_CONSENSUS] * 20
+        assert int(solution.inlier.sum(-1).max()) < 10
+
+
+def test_solves_when_the_wrong_ones_lie_within_the_search_window() -> None:
+    scene = make_scene(46, frames=20, n=330)
+    wrong = torch.zeros_like(scene.matches.valid)
+    wrong[:, 100:] = True
+    solution = solve(thrown_about(scene, wrong, 128.0))
+    assert statuses(solution) == [FixStatus.OK] * 20
+    # About 0.2 % of the wrong ones are within 3 px, and look right.
+    assert (nees(pose_error(solution, scene.truth), solution.covariance) < 40.0).all()
 
 
 def test_ill_conditioned_by_its_threshold() -> None:
@@ -267,15 +289,21 @@ def test_a_failed_fix_has_no_pose() -> None:
     uv_px = scene.matches.uv_px.clone()
     uv_px[1] = make_scene(41, outliers=1.0).matches.uv_px[0]
     solution = solve(replace(scene, matches=replace_matches(scene.matches, uv_px=uv_px)))
-    assert solution.pose.position_L[1].isnan().all() and solution.pose.R_L_C[1].isnan().all()
-    assert solution.covariance[1].isnan().all() and solution.residual_px[1].isnan().all()
+    assert solution.pose.position_L[1].isnan().all()
+    assert solution.pose.R_L_C[1].isnan().all()
+    assert solution.covariance[1].isnan().all()
+    assert solution.residual_px[1].isnan().all()
     assert not solution.map_error.alpha[1].any()
     fixes = fixes_on_host(solution, scene.matches, [0.0, 0.5, 1.0])
     assert [f.status for f in fixes] == [FixStatus.OK, FixStatus.NO_CONSENSUS, FixStatus.OK]
     failed, good = fixes[1], fixes[2]
     assert (failed.position_L, failed.R_L_C, failed.covariance, failed.rms_px) == (None,) * 4
-    assert failed.t_s == 0.5 and failed.n_matches == 100 and failed.n_inliers < 12
-    assert good.position_L is not None and good.R_L_C is not None and good.covariance is not None
+    assert failed.t_s == 0.5
+    assert failed.n_matches == 100
+    assert failed.n_inliers < 12
+    assert good.position_L is not None
+    assert good.R_L_C is not None
+    assert good.covariance is not None
     assert torch.equal(good.position_L, solution.pose.position_L[2])
     assert torch.equal(good.R_L_C, solution.pose.R_L_C[2])
     assert torch.equal(good.covariance, solution.covariance[2])

@@ -31,7 +31,8 @@ def test_a_point_behind_the_camera_is_marked_and_finite() -> None:
     point_L[:, 0, 2] = 5000.0
     line = linearise(scene.truth, scene.matches.uv_px, point_L, CAMERA)
     assert line.in_front.tolist() == [[False, True]]
-    assert line.J_x.isfinite().all() and line.residual_px.isfinite().all()
+    assert line.J_x.isfinite().all()
+    assert line.residual_px.isfinite().all()
 
 
 def test_normal_equations_keep_their_digits_across_units() -> None:

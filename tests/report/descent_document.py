@@ -132,7 +132,7 @@ def _frame(folder: Path, rng: np.random.Generator, index: int) -> dict[str, obje
     for name, picture in ((f"camera_{index:03d}", sensed), (f"map_{index:03d}", view)):
         write_png16(folder / f"frames/{name}.png", torch.from_numpy(picture).float())
     failed = index in FAILED
-    n = 30 if failed else int(rng.integers(260, 420))
+    n = 30 if failed else int(rng.integers(110, 180))
     uv = rng.uniform(8, SIZE_PX - 8, (n, 2))
     inlier = rng.random(n) < (0.15 if failed else 0.93)
     moved = uv + np.where(inlier[:, None], rng.normal(0, 0.4, (n, 2)), rng.normal(0, 25, (n, 2)))

@@ -17,7 +17,8 @@ from tnav.evaluate.metrics import AGL_LIMIT_PERCENT
 from tnav.evaluate.runlog import RunDocument, write_document
 from tnav.images import draw_matches, read_image, write_png16
 from tnav.report.figures import figures
-from tnav.report.html import write_report
+from tnav.report.html import _figure_json, write_report
+from tnav.report.layout import Figure
 
 SIZE_LIMIT_BYTES = 9_000_000
 
@@ -141,7 +142,7 @@ def test_every_frame_is_shown_with_its_numbers(faulty: tuple[Path, RunDocument])
         assert picture["alt"].startswith(f"Frame {frame.index} at {frame.t_s:.1f} s")
         assert f"Frame {frame.index}" in page.text
         if frame.agl_m is not None:
-            assert f"{frame.agl_m:.1f} ± {frame.agl_sigma_m:.1f} m" in page.text
+            assert f"{frame.agl_m:.2f} ± {frame.agl_sigma_m:.2f} m" in page.text
     failed = [a for _, a in page.tags if a.get("class", "") == "card failed"]
     assert len(failed) == len(FAILED)
     assert page.text.count("✕ too few matches") == 2  # gallery and table
@@ -226,6 +227,15 @@ def test_everything_is_escaped(faulty: tuple[Path, RunDocument], tmp_path: Path)
     assert bad in page.text
     for spec in (strict(text) for text in page.json):
         assert "<script" not in json.dumps(spec)  # plotly reads markup in its texts
+
+
+def test_figure_json_cannot_end_its_element() -> None:
+    spec = {"data": [{"name": "</script><!-- & é"}], "layout": {}}
+    text = _figure_json(Figure("f", "", "", "", 100, spec))
+    assert not set("<>&") & set(text)
+    assert strict(text) == spec
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        _figure_json(Figure("f", "", "", "", 100, {"data": [float("nan")]}))
 
 
 def test_phases_of_the_timeline(faulty: tuple[Path, RunDocument]) -> None:
@@ -323,6 +333,8 @@ def test_matches_are_drawn_where_they_are(
         }
         for (u_map, v_map), (u, v), good in zip(left_uv_px, right_uv_px, inlier, strict=True):
             assert places[u_map, v_map, u, v].inlier == good
+        assert len(inlier) == min(len(frame.matches), 60)
+        assert (~inlier).sum() == min(sum(not m.inlier for m in frame.matches), 30)
 
 
 @pytest.mark.parametrize("name", ["camera_007.png", "map_007.png"])
@@ -388,7 +400,7 @@ def test_browser_draws_every_figure(faulty: tuple[Path, RunDocument], tmp_path: 
     command = [
         *(str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
         *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
-        *("--disable-sync", f"--user-data-dir={tmp_path}", "--virtual-time-budget=8000"),
+        *("--disable-sync", f"--user-data-dir={tmp_path}", "--virtual-time-budget=4000"),
         *("--dump-dom", (faulty[0] / "report.html").resolve().as_uri()),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)

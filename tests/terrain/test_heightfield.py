@@ -49,12 +49,14 @@ def test_outside_is_nan_and_flagged() -> None:
     level = terrain.levels[0]
     e = 1e-6
     xy = torch.tensor(
-        [[level.west_m - e, 0], [level.east_m + e, 0], [0, level.south_m - e], [0, level.north_m + e],
-         [math.nan, 0], [math.inf, 0], [1e300, -1e300], [0, 0]], dtype=torch.float64
+        [[level.west_m - e, 0], [level.east_m + e, 0], [0, level.south_m - e],
+         [0, level.north_m + e], [math.nan, 0], [math.inf, 0], [1e300, -1e300], [0, 0]],
+        dtype=torch.float64,
     )  # fmt: skip
     z, inside = terrain.height_L(xy)
     assert inside.tolist() == [False] * 7 + [True]
-    assert torch.isnan(z[:7]).all() and torch.isfinite(z[7])
+    assert torch.isnan(z[:7]).all()
+    assert torch.isfinite(z[7])
 
 
 def test_the_finest_level_there_is_asked() -> None:
@@ -71,10 +73,12 @@ def test_the_finest_level_there_is_asked() -> None:
 
 @pytest.mark.parametrize(
     ("gsd_m", "posts_per_pixel", "level"),
-    [(0.0, 2, 0), (2.0, 2, 0), (2.0001, 2, 1), (8.0, 2, 1), (8.0001, 2, 2), (1e4, 2, 2), (4.0, 1, 1),
-     (4.0001, 1, 2)],
+    [(0.0, 2.0, 0), (2.0, 2.0, 0), (2.0001, 2.0, 1), (8.0, 2.0, 1), (8.0001, 2.0, 2),
+     (1e4, 2.0, 2), (4.0, 1.0, 1), (4.0001, 1.0, 2)],
 )  # fmt: skip
-def test_level_for_a_ground_sample_distance(gsd_m: float, posts_per_pixel: float, level: int) -> None:
+def test_level_for_a_ground_sample_distance(
+    gsd_m: float, posts_per_pixel: float, level: int
+) -> None:
     """Posts of 1, 4 and 16 m: just under and just over each threshold."""
     levels = [Level(-s * 8, -s * 8, s, torch.zeros(17, 17)) for s in (1.0, 4.0, 16.0)]
     terrain = Terrain(levels)
@@ -87,8 +91,11 @@ def test_rims_fade_into_the_level_around() -> None:
     outer = Level(-100.0, -100.0, 8.0, torch.full((26, 26), -1.0))
     z = Terrain([inner, outer], rim_posts=4).levels[0].z_L
     assert z[20, :6].tolist() == [-1.0, -1 + 4 * 0.15625, 1.0, -1 + 4 * 0.84375, 3.0, 3.0]
-    assert torch.equal(z, z.T) and torch.equal(z, z.flip(0)) and torch.equal(z, z.flip(1))
-    assert (z[4:-4, 4:-4] == 3).all() and (z[0] == -1).all()
+    assert torch.equal(z, z.T)
+    assert torch.equal(z, z.flip(0))
+    assert torch.equal(z, z.flip(1))
+    assert (z[4:-4, 4:-4] == 3).all()
+    assert (z[0] == -1).all()
 
 
 def test_a_rim_follows_an_outer_level_that_was_itself_blended() -> None:
@@ -137,6 +144,10 @@ def test_heights_are_stored_once() -> None:
     assert all(level.z_L.untyped_storage().data_ptr() == base for level in terrain.levels)
 
 
+def _flat(west_m: float, south_m: float, post_m: float, posts: int) -> Level:
+    return Level(west_m, south_m, post_m, torch.zeros(posts, posts))
+
+
 def _with_hole() -> Level:
     level = rough_level(1.0, 0.0, 0.0, (9, 9), 0, 1.0)
     level.z_L[3, 4] = math.nan
@@ -154,10 +165,10 @@ def _with_hole() -> Level:
         ([Level(0.0, 0.0, -1.0, torch.zeros(8, 8))], "positive"),
         ([Level(0.0, 0.0, math.inf, torch.zeros(8, 8))], "positive"),
         # touching the outer border from inside, then reaching over it, then the order reversed
-        ([Level(0.0, 1.0, 1.0, torch.zeros(8, 8)), Level(0.0, 0.0, 2.0, torch.zeros(8, 8))], "strictly"),
-        ([Level(8.0, 1.0, 1.0, torch.zeros(8, 8)), Level(0.0, 0.0, 2.0, torch.zeros(8, 8))], "strictly"),
-        ([Level(0.0, 0.0, 2.0, torch.zeros(8, 8)), Level(2.0, 2.0, 1.0, torch.zeros(8, 8))], "strictly"),
-        ([Level(2.0, 2.0, 3.0, torch.zeros(8, 8)), Level(0.0, 0.0, 2.0, torch.zeros(40, 40))], "coarser"),
+        ([_flat(0.0, 1.0, 1.0, 8), _flat(0.0, 0.0, 2.0, 8)], "strictly"),
+        ([_flat(8.0, 1.0, 1.0, 8), _flat(0.0, 0.0, 2.0, 8)], "strictly"),
+        ([_flat(0.0, 0.0, 2.0, 8), _flat(2.0, 2.0, 1.0, 8)], "strictly"),
+        ([_flat(2.0, 2.0, 3.0, 8), _flat(0.0, 0.0, 2.0, 40)], "coarser"),
     ],
 )  # fmt: skip
 def test_bad_levels_are_refused_in_one_line(levels: list[Level], message: str) -> None:
@@ -175,7 +186,8 @@ def test_moving_keeps_everything_and_blends_nothing_again(simgpu: str) -> None:
     terrain = Terrain(nested_terrain().levels, rim_posts=4)
     assert terrain.to("cpu") is terrain
     there = terrain.to(simgpu)
-    assert there.device.type == simgpu and terrain.device.type == "cpu"
+    assert there.device.type == simgpu
+    assert terrain.device.type == "cpu"
     for a, b in zip(terrain.levels, there.levels, strict=True):
         assert torch.equal(a.z_L, b.z_L.cpu())
         assert (a.west_m, a.south_m, a.post_m) == (b.west_m, b.south_m, b.post_m)
@@ -190,14 +202,17 @@ def test_heights_on_a_simulated_accelerator_never_wait(simgpu: str) -> None:
     with count_syncs(uploads=True) as syncs:
         z_there, inside_there = there.height_L(xy_there)
     assert not syncs
-    assert torch.equal(inside, inside_there.cpu()) and 0.5 < inside.double().mean() < 1
+    assert torch.equal(inside, inside_there.cpu())
+    assert 0.5 < inside.double().mean() < 1
     torch.testing.assert_close(z_there.cpu(), z, rtol=0, atol=0, equal_nan=True)
 
 
 def test_terrain_built_on_a_simulated_accelerator_is_the_same(simgpu: str) -> None:
     levels = nested_terrain().levels
     here = Terrain(levels, rim_posts=4)
-    there = Terrain([Level(v.west_m, v.south_m, v.post_m, v.z_L.to(simgpu)) for v in levels], rim_posts=4)
+    there = Terrain(
+        [Level(v.west_m, v.south_m, v.post_m, v.z_L.to(simgpu)) for v in levels], rim_posts=4
+    )
     assert there.device.type == simgpu
     assert torch.equal(there.packed.posts_m.cpu(), here.packed.posts_m)
     assert torch.equal(there.packed.maxima_m.cpu(), here.packed.maxima_m)

@@ -1,6 +1,7 @@
-"""The CUDA build without a GPU: Warp compiles the kernels ahead of time, and the cubins tell their registers."""
+"""The CUDA build without a GPU: Warp compiles ahead of time, and the cubins tell the registers."""
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,38 +10,67 @@ import warp as wp
 from tnav.terrain import kernels
 
 KERNELS = ("cast_kernel", "occluded_kernel")
-MAX_REGISTERS = 128  # two blocks of 256 threads on a multiprocessor of 64 k registers
+MAX_REGISTERS = 128  # two blocks of 256 threads fill the 64 k registers of a multiprocessor
+# attributes of section .nv.info: (function's symbol, value)
+REGISTERS, FRAME_BYTES = 0x2F, 0x11
 
 
-def _registers(cubin: bytes) -> dict[str, int]:
-    """Registers a thread, by function: the top byte of sh_info of an ELF section .text.<function>."""
+def _sections(cubin: bytes) -> dict[str, tuple[int, int, int]]:
+    """Offset, size and sh_info of every section of a 64-bit ELF file, by name."""
     assert cubin[:5] == b"\x7fELF\x02"
     (table,) = struct.unpack_from("<Q", cubin, 0x28)
     entry_size, entries, names_index = struct.unpack_from("<HHH", cubin, 0x3A)
-
-    def header(i: int) -> tuple[int, int, int]:
+    headers = []
+    for i in range(entries):
         at = table + i * entry_size
         (name,) = struct.unpack_from("<I", cubin, at)
-        (offset,) = struct.unpack_from("<Q", cubin, at + 0x18)
+        offset, size = struct.unpack_from("<QQ", cubin, at + 0x18)
         (info,) = struct.unpack_from("<I", cubin, at + 0x2C)
-        return name, offset, info
-
-    names = header(names_index)[1]
+        headers.append((name, offset, size, info))
+    names = headers[names_index][1]
     found = {}
-    for i in range(entries):
-        name, _, info = header(i)
+    for name, offset, size, info in headers:
         text = cubin[names + name : cubin.index(b"\0", names + name)].decode()
-        if text.startswith(".text."):
-            found[text.removeprefix(".text.")] = info >> 24
+        found[text] = (offset, size, info)
     return found
+
+
+def _pairs(info: bytes) -> Iterator[tuple[int, int, int]]:
+    """(attribute, symbol, value) of .nv.info; records of format 4 carry a size and their data."""
+    at = 0
+    while at < len(info):
+        form, attribute, size = struct.unpack_from("<BBH", info, at)
+        at += 4
+        if form == 4:
+            if size == 8:
+                yield attribute, *struct.unpack_from("<II", info, at)
+            at += size
+
+
+def _by_function(cubin: bytes, attribute: int) -> dict[str, int]:
+    """An attribute of every kernel, by its mangled name."""
+    sections = _sections(cubin)
+    offset, size, _ = sections[".nv.info"]
+    values = {
+        symbol: value
+        for kind, symbol, value in _pairs(cubin[offset : offset + size])
+        if kind == attribute
+    }
+    # the low 24 bits of a code section's sh_info are its function's symbol
+    return {
+        name.removeprefix(".text."): values[info & 0xFFFFFF]
+        for name, (_, _, info) in sections.items()
+        if name.startswith(".text.")
+    }
 
 
 @pytest.mark.parametrize("arch", [80, 90])
 def test_kernels_compile_for_cuda_without_a_gpu(arch: int, tmp_path: Path) -> None:
     wp.config.log_level = wp.LOG_WARNING
     wp.compile_aot_module(kernels, arch=arch, module_dir=tmp_path, use_ptx=False)
-    (cubin,) = tmp_path.glob(f"*sm{arch}*.cubin")
-    registers = _registers(cubin.read_bytes())
+    (cubin,) = (path.read_bytes() for path in tmp_path.glob(f"*sm{arch}*.cubin"))
+    registers, frames = _by_function(cubin, REGISTERS), _by_function(cubin, FRAME_BYTES)
     for kernel in KERNELS:
-        (count,) = [n for name, n in registers.items() if kernel in name and "backward" not in name]
-        assert 0 < count <= MAX_REGISTERS, (kernel, count)
+        (name,) = [name for name in registers if name.startswith(kernel)]
+        assert 32 < registers[name] <= MAX_REGISTERS
+        assert frames[name] == 0  # nothing spills to memory

@@ -1,1 +1,1 @@
-"""From matches to a pose and an altitude, each with its covariance. Knows the map, never the truth."""
+"""From matches to pose and altitude, each with its covariance. Knows the map, never the truth."""

@@ -39,8 +39,10 @@ from tnav.records import (
     PoseSolution,
 )
 
-# Mean over median of a chi-square with two degrees of freedom: 2 against 2 ln 2.
+# Median of a chi-square with two degrees of freedom, 2 ln 2.
 _MEDIAN_CHI2_2 = 1.3862943611198906
+# Variance that no matcher reaches (1e-4 px); keeps a quotient finite where no match is valid.
+_FLOOR_PX2 = 1e-8
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +51,13 @@ class PoseConfig:
 
     hypotheses: int = 512  # at 80 % outliers none is clean with probability 0.96^512 = 1e-9
     inlier_px: float = 3.0  # what "solved" means in the matcher's figures; ten times its noise
-    min_inliers: int = 12  # random matches agree by chance with 6 or 7 at most (see the tests)
+    min_inliers: int = 12  # of 330 random matches in a 128 px window 8 agree at most (tests)
     descent_iterations: int = 8  # each halves the tolerance: 2^8 takes any threshold to its floor
-    field_iterations: int = 8  # 99 % of frames settle in 6, those whose noise is understated in 8
+    field_iterations: int = 8  # 99 % settle in 6 where noise is understated, all of 300 in 8
     gate_sigma: float = 4.0  # P(chi-square with 2 dof > 16) = 3e-4: a tenth of a good match a frame
-    huber_sigma: float = 2.5  # touches 4 % of normal errors, and costs them 1 % of precision
-    settled_sigma: float = (
-        0.2  # a last step under this adds under 1 % to an error of 6 dof, squared
-    )
-    max_relative_sigma: float = (
-        0.05  # of the range, map error apart: beyond it the linear model ends
-    )
+    huber_sigma: float = 2.5  # touches 4 % of normal errors, and widens sigma by 2 %
+    settled_sigma: float = 0.2  # a last step under this adds under 1 % to a NEES of 6
+    max_relative_sigma: float = 0.05  # of range, map error apart: beyond it no linear model
     attitude_gate_sigma: float = 6.0  # P(chi-square with 3 dof > 36) = 7e-8 for an honest tracker
     calibration: float = 1.5  # of match covariance: sigma came out 1.1 to 1.4 too small as
     # neighbouring patches share their errors, and 1.22^2 = 1.5 is the middle of that
@@ -212,7 +210,8 @@ def _fit_with_field(given: _Inputs, pose: Pose, inlier: Bool[Tensor, "b n"]) -> 
     config = given.config
     kernel = kernel_m2(given.map_error, given.point_L, given.point_L)
     first = linearise(pose, given.uv_px, given.point_L, given.camera)
-    scale = _robust_scale(first, given, inlier)
+    worst = _worst_scale(given)
+    scale = _robust_scale(first, given, inlier).minimum(worst)
     weight = inlier.to(given.uv_px.dtype)
     error_m = torch.zeros_like(weight)
     settled = inlier.new_zeros(inlier.shape[0])
@@ -226,7 +225,7 @@ def _fit_with_field(given: _Inputs, pose: Pose, inlier: Bool[Tensor, "b n"]) -> 
         distance = field.distance2.clamp_min(torch.finfo(torch.float64).tiny).sqrt()
         inlier = given.valid & line.in_front & (distance < config.gate_sigma)
         weight = inlier * _hampel_weight(distance, config)
-        scale = (scale * field.chi2 / freedom).clamp_min(1.0)
+        scale = (scale * field.chi2 / freedom).clamp_min(1.0).minimum(worst)
 
     pose, field, _ = _field_step(given, pose, kernel, weight, scale * config.calibration, error_m)
     line = linearise(pose, given.uv_px, given.point_L, given.camera)
@@ -272,6 +271,16 @@ def _consistency(config: PoseConfig) -> float:
     density = t * torch.exp(-0.5 * t.square())
     mean = (_hampel_weight(t, config) * t.square() * density).sum() * (edges[1] - edges[0])
     return 0.5 * float(mean)  # on the CPU whatever the device of the batch
+
+
+def _worst_scale(given: _Inputs) -> Float64[Tensor, " b"]:
+    """Scale at which the gate of an ordinary match reaches ``inlier_px``, at least 1.
+
+    Without a limit random matches widen the scale, and the scale lets in more random matches.
+    """
+    variance_px2 = 0.5 * given.covariance_px2.diagonal(dim1=-2, dim2=-1).sum(-1)
+    limit_px2 = (given.config.inlier_px / given.config.gate_sigma) ** 2
+    return (limit_px2 / _mean_of(variance_px2, given.valid).clamp_min(_FLOOR_PX2)).clamp_min(1.0)
 
 
 def _robust_scale(

@@ -13,7 +13,7 @@ class Row:
     """One figure. ``passed`` is None where there is no limit."""
 
     name: str
-    value: float | str | None
+    value: float | int | str | None
     unit: str
     limit: str | None
     passed: bool | None

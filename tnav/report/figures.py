@@ -140,7 +140,7 @@ def _altitude(document: RunDocument) -> Figure:
     caption = (
         "Altitude above ground along the local vertical: truth, navigation and vision fixes; "
         "below, estimate minus truth. A failed fix is a red cross, drawn on the truth. The error "
-        "axis is scaled to the time after the first fix; double-click shows all of it."
+        "axis is scaled to the time after the second fix; double-click shows all of it."
     )
     alt = "Altitude above ground over time, true and estimated, with the error and its 3-sigma band"
     if states.t_s:
@@ -167,7 +167,7 @@ def _position(document: RunDocument) -> Figure:
         panels.append(Panel(f"{name} (m)", 150, {"range": scale, "zeroline": True}))
     caption = (
         "Error of the navigation's position in the local east-north-up frame, with the filter's "
-        "own 3-sigma band per axis; one scale for all three, set by the time after the first fix."
+        "own 3-sigma band per axis; one scale for all three, set by the time after the second fix."
     )
     alt = "Position errors east, north and up over time, each with its 3-sigma band"
     title = "Navigation position error"
@@ -289,10 +289,14 @@ def _statistic_axis(series: StatisticSeries) -> Json:
 def _reach(
     document: RunDocument, t_s: Sequence[float], error: Values, sigma: Values
 ) -> list[float]:
-    """How far from zero errors and 3-sigma bands go after the first fix, or ever without one."""
-    first_s = min((f.t_s for f in document.frames if f.status == "ok"), default=-math.inf)
+    """How far from zero errors and 3-sigma bands go from the second fix on (velocity is known).
+
+    Without two fixes: how far they ever go.
+    """
+    fixed_s = sorted(f.t_s for f in document.frames if f.status == "ok")
+    settled_s = fixed_s[1] if len(fixed_s) > 1 else -math.inf
     rows = zip(t_s, error, sigma, strict=True)
-    return [max(abs(e or 0.0), 3 * (s or 0.0)) for t, e, s in rows if t > first_s]
+    return [max(abs(e or 0.0), 3 * (s or 0.0)) for t, e, s in rows if t > settled_s]
 
 
 def _symmetric(reach: Sequence[float]) -> list[float] | None:

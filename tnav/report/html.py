@@ -23,7 +23,7 @@ from tnav.evaluate.metrics import (
     HORIZONTAL_LIMIT_PX,
     within_limits,
 )
-from tnav.evaluate.runlog import FrameRecord, RunDocument, read_document
+from tnav.evaluate.runlog import FrameRecord, MatchRecord, RunDocument, read_document
 from tnav.images import display_grey, draw_matches, encode_jpeg, read_image, resize
 from tnav.report.figures import figures
 from tnav.report.layout import Figure
@@ -33,7 +33,8 @@ _PICTURES_BYTES = 2_600_000  # of all thumbnails together; base64 makes it 3.5 M
 _VIEW_WIDTHS_PX = (440, 360, 300, 240, 180)  # of each half, the first that fits is taken
 _JPEG_QUALITY = 80
 _GALLERY_FRAMES = 60  # evenly chosen where a run has more; the table names every frame
-_DRAWN_MATCHES = 60  # evenly chosen where an image has more, or the lines hide the ground
+_DRAWN_MATCHES = 60  # where an image has more, lest the lines hide the ground
+_DRAWN_OUTLIERS = 30  # of them, all if there are fewer: a report shows what went wrong
 _GUTTER_PX = 8
 _DASH = "–"  # what was not measured
 _HORIZONTAL_LIMIT = f"{HORIZONTAL_LIMIT_PX:g} ground pixels + {HORIZONTAL_LIMIT_M:g} m"
@@ -226,23 +227,29 @@ def _card(document: RunDocument, folder: Path, frame: FrameRecord, budget_bytes:
             f"{folder / frame.map_view}: {shapes[0][1]} x {shapes[0][0]} pixels, expected those of "
             f"{frame.image}, {shapes[1][1]} x {shapes[1][0]}"
         )
-    n_drawn = min(len(frame.matches), _DRAWN_MATCHES)
+    matches = _drawn(frame)
     for width_px in _VIEW_WIDTHS_PX:
-        picture = _draw(frame, views[0], views[1], min(width_px, shapes[0][1]))
+        picture = _draw(matches, views[0], views[1], min(width_px, shapes[0][1]))
         jpeg = encode_jpeg(picture, _JPEG_QUALITY)
         if len(jpeg) <= budget_bytes:
             break
     uri = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
     height_px, width_px = picture.shape[:2]
     scored = _scored(document, frame)
-    return Card(frame, uri, width_px, height_px, n_drawn, scored, within_limits(frame))
+    return Card(frame, uri, width_px, height_px, len(matches), scored, within_limits(frame))
+
+
+def _drawn(frame: FrameRecord) -> list[MatchRecord]:
+    """The matches to draw, evenly chosen among inliers and outliers; outliers last, on top."""
+    outliers = _evenly([m for m in frame.matches if not m.inlier], _DRAWN_OUTLIERS)
+    inliers = [m for m in frame.matches if m.inlier]
+    return _evenly(inliers, _DRAWN_MATCHES - len(outliers)) + outliers
 
 
 def _draw(
-    frame: FrameRecord, map_view: NDArray[np.uint8], image: NDArray[np.uint8], width_px: int
+    matches: list[MatchRecord], map_view: NDArray[np.uint8], image: NDArray[np.uint8], width_px: int
 ) -> NDArray[np.uint8]:
     scale = width_px / image.shape[1]  # pixel edges lie at integers: a plain factor is right
-    matches = _evenly(frame.matches, _DRAWN_MATCHES)
     left = np.pad(
         resize(map_view, width_px), ((0, 0), (0, _GUTTER_PX)), "constant", constant_values=255
     )
@@ -287,8 +294,8 @@ def _sentence(name: str) -> str:
 
 
 def _number(value: float | None, digits: int) -> str:
-    return _DASH if value is None else f"{value:.{digits}f}"
+    return _DASH if value is None else f"{value:z.{digits}f}"
 
 
 def _signed(value: float | None, digits: int) -> str:
-    return _DASH if value is None else f"{value:+.{digits}f}".replace("-", "−")
+    return _DASH if value is None else f"{value:+z.{digits}f}".replace("-", "−")

@@ -9,12 +9,12 @@ cells, four by four children a node, lets the ray caster step over empty space (
 Seidel, "Maximum Mipmaps for Fast, Accurate, and Scalable Dynamic Height Field Rendering", 2008).
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float32, Float64, Int32
 from torch import Tensor
 
@@ -164,8 +164,8 @@ class Terrain:
             posts_per_pixel: posts across that pixel beyond which finer ones only alias.
 
         Returns:
-            Index of the finest level whose posting is at least pixel / posts_per_pixel; the coarsest
-            where none is.
+            Index of the finest level whose posting is at least pixel / posts_per_pixel; the
+            coarsest where none is.
         """
         limit_m = ground_sample_distance_m / posts_per_pixel
         for i, level in enumerate(self.levels):
@@ -196,8 +196,8 @@ def _check(levels: Sequence[Level]) -> None:
             )
         if not (math.isfinite(level.west_m + level.south_m) and 0 < level.post_m < math.inf):
             raise TileError(
-                f"{where}: corner ({level.west_m}, {level.south_m}) m, expected finite numbers and a "
-                "positive posting"
+                f"{where}: corner ({level.west_m}, {level.south_m}) m, expected finite numbers "
+                "and a positive posting"
             )
         if level.z_L.device != levels[0].z_L.device:
             raise TileError(
@@ -206,7 +206,7 @@ def _check(levels: Sequence[Level]) -> None:
         bad = int((~torch.isfinite(level.z_L)).sum())
         if bad:
             raise TileError(f"{where}: {bad} heights are not finite; fill or crop the DEM first")
-    for i, (inner, outer) in enumerate(zip(levels, levels[1:], strict=False)):
+    for i, (inner, outer) in enumerate(itertools.pairwise(levels)):
         nested = (
             inner.west_m > outer.west_m
             and inner.east_m < outer.east_m
@@ -215,8 +215,9 @@ def _check(levels: Sequence[Level]) -> None:
         )
         if not nested or inner.post_m > outer.post_m:
             raise TileError(
-                f"terrain level {i} ({inner.post_m:g} m posts) is not strictly inside level {i + 1} "
-                f"({outer.post_m:g} m posts), or is coarser; expected nested levels, finest first"
+                f"terrain level {i} ({inner.post_m:g} m posts) is not strictly inside level "
+                f"{i + 1} ({outer.post_m:g} m posts), or is coarser; expected them nested, finest "
+                "first"
             )
 
 
@@ -269,8 +270,10 @@ def _mipmaps(z_L: Float32[Tensor, "rows cols"]) -> list[Float32[Tensor, "r c"]]:
     def pooled(grid: Tensor, cells: tuple[int, int], kernel: int) -> Tensor:
         nodes = [-(-n // 4) for n in cells]
         extra = [4 * (n - 1) + kernel - size for n, size in zip(nodes, grid.shape, strict=True)]
-        padded = F.pad(grid[None, None], (0, extra[1], 0, extra[0]), value=-math.inf)
-        return F.max_pool2d(padded, kernel, stride=4)[0, 0]
+        padded = torch.nn.functional.pad(
+            grid[None, None], (0, extra[1], 0, extra[0]), value=-math.inf
+        )
+        return torch.nn.functional.max_pool2d(padded, kernel, stride=4)[0, 0]
 
     maps = [pooled(z_L, (rows - 1, cols - 1), 5)]  # 4 cells have 5 posts
     while max(maps[-1].shape) > 1:

@@ -25,6 +25,9 @@ FAR = wp.constant(wp.float64(1.0e300))  # no bound
 PARALLEL = wp.constant(wp.float64(1.0e-150))  # cells per metre below which an axis is never crossed
 SLAB_MARGIN_M = wp.constant(wp.float64(1.0e-3))  # so that rounding starts no ray underground
 
+# Threads a CUDA block, and blocks a multiprocessor: holds the kernels to 128 registers, unspilled.
+_BOUNDS = (256, 2)
+
 # Where a walk starts: most primary rays begin far above the ground, shadow rays on it.
 PRIMARY_MIP = wp.constant(3)
 SHADOW_MIP = wp.constant(0)
@@ -88,6 +91,7 @@ class Patch:
 @wp.func
 @no_type_check
 def patch_of(ground: Ground, start: wp.int32, cols: wp.int32, x: wp.int32, y: wp.int32):
+    """The patch over cell (x, y), and its highest post."""
     corner = start + y * cols + x
     z00 = wp.float64(ground.posts_m[corner])
     z10 = wp.float64(ground.posts_m[corner + 1])
@@ -181,7 +185,8 @@ def walk(ground: Ground, level: wp.int32, o: wp.vec3d, d: wp.vec3d, span: Span, 
         rx = ONE / bx
     if along_y:
         ry = ONE / by
-    # >= 0, not > 0: a ray along a post line would leave through the line it starts on
+    # The side of its node through which the ray leaves. A ray along a post line must not leave
+    # through the line that it runs on: along that axis it never does (tx or ty stays FAR).
     ahead_x = wp.where(bx >= ZERO, 1, 0)
     ahead_y = wp.where(by >= ZERO, 1, 0)
 
@@ -192,6 +197,7 @@ def walk(ground: Ground, level: wp.int32, o: wp.vec3d, d: wp.vec3d, span: Span, 
     mips = ground.layout[level, MIPS]
     k = wp.min(mip, mips)
     t = wp.float64(start)
+    # truncation is floor here: what it gets wrong is negative, and clamped
     x = wp.clamp(wp.int32(ax + t * bx), 0, last_x) >> (2 * k)
     y = wp.clamp(wp.int32(ay + t * by), 0, last_y) >> (2 * k)
 
@@ -209,8 +215,9 @@ def walk(ground: Ground, level: wp.int32, o: wp.vec3d, d: wp.vec3d, span: Span, 
 
         opened = wp.bool(False)
         if k > 0:
-            row = y * ((last_x >> shift) + 1)
-            if lowest <= wp.float64(ground.maxima_m[ground.layout[level, MAPS_START + k - 1] + row + x]):
+            maps_start = ground.layout[level, MAPS_START + k - 1]
+            node = maps_start + y * ((last_x >> shift) + 1) + x
+            if lowest <= wp.float64(ground.maxima_m[node]):
                 opened = True
                 k = k - 1
                 shift = 2 * k
@@ -309,7 +316,7 @@ def first_crossing(ground: Ground, o: wp.vec3d, d: wp.vec3d, mip: wp.int32):
     return found
 
 
-@wp.kernel(grid_stride=False)
+@wp.kernel(grid_stride=False, launch_bounds=_BOUNDS)
 @no_type_check
 def cast_kernel(
     ground: Ground,
@@ -321,6 +328,7 @@ def cast_kernel(
     normal_L: wp.array[wp.vec3d],
     level: wp.array[wp.int32],
 ):
+    """Range, normal and level of the first crossing; see `raycast.Hits`."""
     i = first_ray + wp.tid()
     o = origin_L[i]
     d = direction_L[i]
@@ -330,9 +338,7 @@ def cast_kernel(
     if found.t >= ZERO:
         post = ground.origin_m[found.level, POST]
         cols = ground.layout[found.level, COLS]
-        patch = patch_of(
-            ground, ground.layout[found.level, POSTS_START], cols, found.x, found.y
-        )
+        patch = patch_of(ground, ground.layout[found.level, POSTS_START], cols, found.x, found.y)
         u = (o[0] + found.t * d[0] - ground.origin_m[found.level, WEST]) / post
         v = (o[1] + found.t * d[1] - ground.origin_m[found.level, SOUTH]) / post
         slope_x = (patch.p + patch.w * (v - wp.float64(found.y))) / post
@@ -344,7 +350,7 @@ def cast_kernel(
         normal_L[i] = wp.vec3d(wp.float64(wp.nan), wp.float64(wp.nan), wp.float64(wp.nan))
 
 
-@wp.kernel(grid_stride=False)
+@wp.kernel(grid_stride=False, launch_bounds=_BOUNDS)
 @no_type_check
 def occluded_kernel(
     ground: Ground,
@@ -354,6 +360,7 @@ def occluded_kernel(
     lift_m: wp.float64,
     blocked: wp.array[wp.bool],
 ):
+    """Whether a ray that starts `lift_m` above its origin crosses anything."""
     i = first_ray + wp.tid()
     o = origin_L[i]
     lifted = wp.vec3d(o[0], o[1], o[2] + lift_m)

@@ -130,6 +130,9 @@ def _loaded(device: str) -> ModuleType:
     import warp as wp
 
     wp.config.log_level = wp.LOG_WARNING
+    # Warp's default keeps scratch for tiles behind one static pointer a module, which launches in
+    # several threads overwrite and follow into each other's stacks. No kernel here uses tiles.
+    wp.config.enable_tiles_in_stack_memory = None
     with _without_driver_warning():
         wp.init()
     from tnav.terrain import kernels
