@@ -6,6 +6,7 @@ Batches come first (``b`` frames, ``n`` matches). Missing is a mask or ``None``,
 from dataclasses import dataclass
 from enum import StrEnum
 
+import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int
 from torch import Tensor
 
@@ -72,6 +73,16 @@ class MapErrorModel:
     sigma_m: float
     correlation_m: float  # K(d) = sigma^2 exp(-d^2 / (2 correlation^2))
     horizontal_sigma_m: float = 0.0  # per axis, of the whole map; 0: not stated
+
+    def absolute(self, covariance: Float64[Tensor, "*b k k"]) -> Float64[Tensor, "*b k k"]:
+        """Covariance of a position on the Moon, from that of the same position on the map.
+
+        Images and ranges both refer to the map, so a shift of the whole map moves every fix alike:
+        no number of fixes averages it away, and it is added once, to the first two components.
+        """
+        axis = torch.arange(covariance.shape[-1], device=covariance.device)
+        shift = torch.where(axis < 2, self.horizontal_sigma_m**2, 0.0).to(covariance.dtype)
+        return covariance + torch.diag(shift)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,5 +239,3 @@ class FaultVerdict:
     statistic: float  # value that crossed
     threshold: float
     reason: str
-
-

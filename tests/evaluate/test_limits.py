@@ -7,7 +7,7 @@ from tnav.evaluate.runlog import FrameRecord
 
 
 def _frame(**changes):
-    values = {name: None for name in FrameRecord.model_fields}
+    values = dict.fromkeys(FrameRecord.model_fields)
     values |= {
         "index": 0, "t_s": 1.0, "image": "a", "map_view": "b", "ground_sample_distance_m": 4.0,
         "true_agl_m": 2000.0, "status": "ok", "renders": 2, "n_matches": 9, "n_inliers": 9,

@@ -70,7 +70,7 @@ def load(folder: Path) -> Mapping[str, NDArray[np.generic]]:
     """
     path = folder / "run.npz"
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
             arrays = {name: data[name] for name in data.files}
     except FileNotFoundError as error:
         raise RunFileError(f"{path}: missing; expected a folder that 'tnav run' wrote") from error
@@ -154,13 +154,17 @@ def _setup(log: RunLog, seed: int) -> dict[str, object]:
 def _state_arrays(log: RunLog) -> Arrays:
     trajectory, world = log.world.trajectory, log.world
     position = torch.cat([s.position_L for s in log.states])
+    map_error = world.scenario.map.error_model()
+    covariance = map_error.absolute(torch.cat([s.covariance[:, :9, :9] for s in log.states]))
     return {
         "state_t_s": np.array([s.t_s for s in log.states]),
         "state_position_L": position.numpy(),
         "state_velocity_L": torch.cat([s.velocity_L for s in log.states]).numpy(),
         "state_R_L_B": torch.cat([s.R_L_B for s in log.states]).numpy(),
-        "state_covariance": torch.cat([s.covariance[:, :9, :9] for s in log.states]).numpy(),
+        "state_covariance": covariance.numpy(),
         "state_agl_m": _agl_m(world.terrain_map, position),
+        # The filter's height is good to its own sigma over the map, the map to its stated one.
+        "state_agl_sigma_m": (covariance[:, 2, 2] + map_error.sigma_m**2).sqrt().numpy(),
         "true_position_L": trajectory.position_L.numpy(),
         "true_velocity_L": trajectory.velocity_L.numpy(),
         "true_R_L_B": trajectory.R_L_B.numpy(),
@@ -177,6 +181,10 @@ def _agl_m(terrain: Terrain, position_L: Float64[Tensor, "n 3"]) -> NDArray[np.f
 def _frame_arrays(log: RunLog) -> Arrays:
     frames = log.frames
     fixes = [f.localisation.fix for f in frames]
+    map_error = log.world.scenario.map.error_model()
+    covariances = [
+        None if x.covariance is None else map_error.absolute(x.covariance) for x in fixes
+    ]
     places = [f.localisation for f in frames]
     matches = [p.matches for p in places]
     used = [p.matches.valid[0].cpu() for p in places]
@@ -196,7 +204,7 @@ def _frame_arrays(log: RunLog) -> Arrays:
         "frame_rms_px": np.array([np.nan if x.rms_px is None else x.rms_px for x in fixes]),
         "frame_position_L": np.stack([_or_nan(x.position_L, (3,)) for x in fixes]),
         "frame_R_L_C": np.stack([_or_nan(x.R_L_C, (3, 3)) for x in fixes]),
-        "frame_covariance": np.stack([_or_nan(x.covariance, (6, 6)) for x in fixes]),
+        "frame_covariance": np.stack([_or_nan(c, (6, 6)) for c in covariances]),
         "frame_altitude": np.stack([_altitude_row(f) for f in frames]),
         "frame_seconds": np.array([f.seconds for f in frames]),
         "match_frame": np.repeat(np.arange(len(frames)), [int(u.sum()) for u in used]),

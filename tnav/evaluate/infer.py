@@ -1,5 +1,6 @@
 """One image of a person's to one fix: the sidecar beside it says what navigation knew."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -75,7 +76,11 @@ def infer(image_path: Path, sidecar_path: Path, device: torch.device) -> Localis
         position_covariance=torch.tensor(sidecar.position_covariance, dtype=torch.float64),
         attitude_sigma_rad=sidecar.attitude_sigma_rad,
     )
-    return localise(image.to(device), prediction, navigation_of(scenario, terrain_map))
+    found = localise(image.to(device), prediction, navigation_of(scenario, terrain_map))
+    if found.fix.covariance is None:
+        return found
+    absolute = scenario.map.error_model().absolute(found.fix.covariance)
+    return replace(found, fix=replace(found.fix, covariance=absolute))
 
 
 def describe(found: Localisation) -> dict[str, object]:

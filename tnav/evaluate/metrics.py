@@ -30,13 +30,13 @@ from tnav.evaluate.runlog import (
 )
 from tnav.geometry.moon import altitude_m
 from tnav.geometry.pose import so3_log
+from tnav.navigate.filter import FilterConfig
 from tnav.records import FaultKind, FixStatus, Sensor
 
 AGL_LIMIT_PERCENT = 0.5
 HORIZONTAL_LIMIT_PX = 2.0  # ground pixels ...
 HORIZONTAL_LIMIT_M = 5.0  # ... plus this
 _SERIES_STEP_S = 0.25  # state series in run.json; run.npz keeps every step
-_GATE_PROBABILITY = 0.9999  # navigate.filter's default, for the bound that a report draws
 
 Arrays = Mapping[str, NDArray[Any]]
 _DOF = {Sensor.STAR_TRACKER: 3, Sensor.VISION: 6, Sensor.ALTIMETER: 1}
@@ -88,9 +88,10 @@ def frame_line(frame: FrameLog) -> str:
     agl_m, sigma_m = float(place.altitude.agl_m[0]), float(place.altitude.agl_sigma_m[0])
     error_L = place.fix.position_L - frame.true_pose.position_L[0].cpu()
     return (
-        f"{head}estimated {agl_m:7.1f} +- {sigma_m:4.1f} m  "
-        f"error {agl_m - frame.true_agl_m:+6.2f} m  horizontal {float(error_L[:2].norm()):5.2f} m  {place.fix.n_inliers:3d} of "
-        f"{place.fix.n_matches:3d} matches  views {place.renders}"
+        f"{head}estimated {agl_m:7.1f} +- {sigma_m:4.2f} m  "
+        f"error {agl_m - frame.true_agl_m:+6.2f} m  "
+        f"horizontal {float(error_L[:2].norm()):5.2f} m  "
+        f"{place.fix.n_inliers:3d} of {place.fix.n_matches:3d} matches  views {place.renders}"
     )
 
 
@@ -229,7 +230,7 @@ def _states(run: Arrays, net_deceleration_m_s2: float) -> StateSeries:
         "altitude_sigma_m": sigma[:, 2],
         "true_agl_m": run["true_agl_m"][keep],
         "agl_m": run["state_agl_m"][keep],
-        "agl_sigma_m": sigma[:, 2],
+        "agl_sigma_m": run["state_agl_sigma_m"][keep],
         "speed_m_s": down,
         "error_east_m": error[:, 0],
         "error_north_m": error[:, 1],
@@ -268,7 +269,7 @@ def _innovations(run: Arrays) -> list[InnovationSeries]:
                     nis=run["innovation_nis"][rows].tolist(),
                     whitened=run["innovation_whitened"][rows, :dof].tolist(),
                     fused=run["innovation_fused"][rows].tolist(),
-                    gate=float(chi2.ppf(_GATE_PROBABILITY, dof)),
+                    gate=float(chi2.ppf(FilterConfig().gate_probability, dof)),
                 )
             )
     return series

@@ -51,8 +51,9 @@ class MapQuality(Recipe):
     shift_m: float = Field(default=1.0, ge=0)  # horizontal, in a seeded direction
 
     def error_model(self) -> MapErrorModel:
-        """What the map's maker would state of it."""
-        return MapErrorModel(self.vertical_rms_m, self.vertical_correlation_m, self.shift_m)
+        """What the map's maker would state of it; a shift of unknown heading has two axes."""
+        axis_m = self.shift_m / math.sqrt(2)
+        return MapErrorModel(self.vertical_rms_m, self.vertical_correlation_m, axis_m)
 
 
 def build_truth(site: Site, seed: int) -> Terrain:
