@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def test_density_is_production_cut_by_equilibrium():
     assert relief.cumulative_density_m2(10.0) == pytest.approx(0.079 / 100)
     diameters = [2.0 * 1.3**k for k in range(30)]
     counts = [relief.cumulative_density_m2(d) for d in diameters]
-    assert all(a > b for a, b in zip(counts, counts[1:], strict=False))
+    assert all(a > b for a, b in pairwise(counts))
 
 
 def test_roughness_has_the_stated_rms_deviation():

@@ -31,8 +31,11 @@ from tnav.terrain.heightfield import Terrain
 from tnav.terrain.raycast import cast
 
 _MAX_RENDERS = 4
-_SETTLED_PX = 0.2  # below a match's own error the next view cannot tell more
-_UNSETTLED_PX = 2.0  # a solution that still moves by this after the last view is none
+# A view that moves by less than a match's own error, or a solution that moves by less than half
+# its own sigma, cannot tell more. Low over the ground the second comes first: height and the map's
+# local error trade places there, and the solution wanders within its sigma while the view scales.
+_SETTLED_PX, _SETTLED_SIGMAS = 0.2, 0.5
+_UNSETTLED_PX, _UNSETTLED_SIGMAS = 2.0, 1.5  # a solution that still moves by both is none
 _REFINE_RADIUS_PX = 6.0  # of a view rendered at a solved pose
 _SEARCH_SIGMAS = 4.0
 _SEARCH_MIN_PX = 8.0
@@ -107,10 +110,11 @@ def localise(
         if fix.status is not FixStatus.OK:
             return Localisation(fix, None, solution, matches, view, renders, gsd_m)
         moved_px = _moved_px(pose, solution.pose, nav.camera, agl_m)
+        moved_sigmas = _moved_sigmas(pose, solution)
         pose, radius_px = solution.pose, _REFINE_RADIUS_PX
-        if moved_px < _SETTLED_PX:
+        if moved_px < _SETTLED_PX or moved_sigmas < _SETTLED_SIGMAS:
             break
-    if moved_px > _UNSETTLED_PX:
+    if moved_px > _UNSETTLED_PX and moved_sigmas > _UNSETTLED_SIGMAS:
         fix = _refused(fix, FixStatus.NOT_SETTLED)
         return Localisation(fix, None, solution, matches, view, renders, gsd_m)
     altitude = estimate_altitude(
@@ -144,6 +148,13 @@ def _moved_px(before: Pose, after: Pose, camera: Camera, agl_m: float) -> float:
     shift = (after.position_L - before.position_L).norm(dim=-1) / agl_m
     turn = so3_log(after.R_L_C @ before.R_L_C.mT).norm(dim=-1)
     return float(camera.focal_px * (shift + turn)[0])
+
+
+def _moved_sigmas(before: Pose, solution: PoseSolution) -> float:
+    """The same step as a Mahalanobis distance under the solution's covariance."""
+    turn = so3_log(solution.pose.R_L_C @ before.R_L_C.mT)
+    step = torch.cat([solution.pose.position_L - before.position_L, turn], -1)[0].cpu()
+    return float((step @ torch.linalg.solve(solution.covariance[0].cpu(), step)).sqrt())
 
 
 def _refused(fix: PoseFix, status: FixStatus) -> PoseFix:
