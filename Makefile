@@ -37,6 +37,7 @@ bench: $(READY)
 	$(BIN)/tnav bench render --device $(DEVICE)
 	$(BIN)/tnav bench match --device $(DEVICE)
 	$(BIN)/tnav bench pose --device $(DEVICE)
+	$(BIN)/tnav bench fix --device $(DEVICE)
 	$(BIN)/tnav bench demo --device $(DEVICE)
 
 $(READY): pyproject.toml constraints.txt

@@ -133,7 +133,7 @@ def render(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="demo, render, match or pose")],
+    name: Annotated[str, typer.Argument(help="demo, render, match, pose or fix")],
     as_json: AsJson = False,
     device: Device = "auto",
     seeds: Annotated[int, typer.Option(help="draws (demo)")] = 3,

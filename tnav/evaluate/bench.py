@@ -11,6 +11,7 @@ import torch
 from tnav.errors import ConfigError
 from tnav.estimate.pnp import solve_pose
 from tnav.evaluate.archive import arrays_of
+from tnav.evaluate.calibration import measure_calibration
 from tnav.evaluate.limits import Row, rows_of
 from tnav.evaluate.metrics import score
 from tnav.evaluate.run import R_B_C, World, build_world, navigation_of, observe, run
@@ -23,7 +24,9 @@ from tnav.render.renderer import render
 from tnav.terrain.raycast import cast, occluded
 
 Say = Callable[[str], None]
-NAMES = ("demo", "render", "match", "pose")
+NAMES = ("demo", "render", "match", "pose", "fix")
+_FIX_HEIGHTS_M = (9000.0, 5000.0, 2500.0, 1200.0, 600.0)
+_FIX_MAPS = 12
 _REPEATS = 5
 
 
@@ -42,6 +45,8 @@ def measure(name: str, device: torch.device, seeds: int, say: Say) -> list[Row]:
             return measure_match(device, say)
         case "pose":
             return measure_pose(device, say)
+        case "fix":
+            return measure_fix(device, say)
     raise ConfigError(f"bench '{name}': not known; expected one of {', '.join(NAMES)}")
 
 
@@ -124,6 +129,13 @@ def measure_match(device: torch.device, say: Say) -> list[Row]:
 
         rows.append(_time_row(f"{height_m:.0f} m: match", again, device))
     return rows
+
+
+def measure_fix(device: torch.device, say: Say) -> list[Row]:
+    """Whether a fix misses by as much as its covariance says, over maps, heights and attitudes."""
+    world = build_world(load_scenario("resilience"), device)
+    poses = {f"{h:.0f} m": _pose_over_site(world, h, tilt_deg=5.0) for h in _FIX_HEIGHTS_M}
+    return measure_calibration(world, poses, _FIX_MAPS, say)
 
 
 def measure_pose(device: torch.device, say: Say) -> list[Row]:

@@ -183,7 +183,7 @@ def observe(world: World, pose: Pose, seed: int) -> Float32[Tensor, "1 1 h w"]:
 
 def true_view(world: World, pose: Pose) -> Frame:
     """Radiance and geometry of the ground from a true pose."""
-    agl_m = _down(world.truth, pose.position_L)
+    agl_m = agl_over(world.truth, pose.position_L)
     level = world.truth.level_for(
         world.camera.ground_sample_distance_m(agl_m), posts_per_pixel=_TRUTH_POSTS_PER_PIXEL
     )
@@ -198,7 +198,8 @@ def true_view(world: World, pose: Pose) -> Frame:
     )
 
 
-def _down(terrain: Terrain, position_L: Float64[Tensor, "1 3"]) -> float:
+def agl_over(terrain: Terrain, position_L: Float64[Tensor, "1 3"]) -> float:
+    """Height over a terrain along the local vertical, m; NaN beside it."""
     hits = cast(terrain, position_L, -up_L(position_L))
     return float(hits.range_m[0]) if bool(hits.hit[0]) else math.nan
 
@@ -318,7 +319,7 @@ class _Flight:
             prediction=prediction,
             localisation=localisation,
             true_pose=true_pose,
-            true_agl_m=_down(truth, true_pose.position_L),
+            true_agl_m=agl_over(truth, true_pose.position_L),
             true_range_m=float(hits.range_m[0]),
             seconds=seconds,
         )
