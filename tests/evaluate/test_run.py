@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from tnav.evaluate.metrics import point_of_no_return, score, summary_lines, with
 from tnav.evaluate.run import build_world, run
 from tnav.evaluate.runlog import RunDocument, json_schema, read_document, write_document
 from tnav.evaluate.scenario import CameraRecipe, Imaging, load_scenario
+from tnav.simulate.faults import Bias, Dropout
 
 CPU = torch.device("cpu")
 
@@ -85,6 +87,40 @@ def test_the_healthy_twin_raises_nothing(world):
     assert all(row.passed is not False for row in rows_of(document))
     readings = [r for r in document.altimeter.range_m if r is not None]
     assert max(readings) > 3000
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "latest_s"),
+    [
+        (Dropout(kind="dropout", start_s=70.0, duration_s=6.0), "dropout", 70.6),
+        # the next fix, at 73 s, is the witness that exonerates the state
+        (Bias(kind="bias", start_s=70.0, bias_m=80.0), "altimeter_inconsistent", 73.2),
+    ],
+)
+def test_other_altimeter_faults_are_named(world, fault, kind, latest_s):
+    scenario = world.scenario.model_copy(update={"fault": fault})
+    document = score(arrays_of(run(replace(world, scenario=scenario), _quiet, _quiet), 0))
+    assert [v.kind for v in document.verdicts] == [kind]
+    assert document.summary.expected_verdict == kind
+    assert 70.0 < document.verdicts[0].alert_s <= latest_s
+
+
+def test_the_same_run_on_the_simulated_accelerator(world, faulty, simgpu):
+    """Terrain, images, matching and solving there; the filter and the log here."""
+    there = replace(
+        world,
+        device=torch.device(simgpu),
+        truth=world.truth.to(simgpu),
+        terrain_map=world.terrain_map.to(simgpu),
+        observed={},
+    )
+    log = run(there, _quiet, _quiet)
+    assert log.frames[0].localisation.matches.uv_px.device.type == simgpu
+    for a, b in zip(log.frames, faulty.frames, strict=True):
+        assert torch.equal(a.image, b.image)
+        assert a.localisation.fix.status is b.localisation.fix.status
+    assert torch.allclose(log.states[-1].position_L, faulty.states[-1].position_L, atol=1e-4)
+    assert len(arrays_of(log, 0)["frame_t_s"]) == len(faulty.frames)
 
 
 def test_filter_is_not_overconfident(faulty):
