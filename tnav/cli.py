@@ -23,8 +23,11 @@ app = typer.Typer(
 dem_app = typer.Typer(help="DEM tiles that travel with tnav.", no_args_is_help=True)
 app.add_typer(dem_app, name="dem")
 
+_SEEDS = 10**6
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
-Seed = Annotated[int, typer.Option(help="number of the draw: shifts every seed of the recipe")]
+Seed = Annotated[
+    int, typer.Option(min=-_SEEDS, max=_SEEDS, help="number of the draw: shifts every seed")
+]
 Out = Annotated[Path, typer.Option(help="folder to write")]
 AsJson = Annotated[bool, typer.Option("--json", help="rows as JSON on standard output")]
 RunFolder = Annotated[Path, typer.Argument(help="folder that 'tnav run' wrote")]
@@ -42,7 +45,8 @@ def main(argv: list[str] | None = None) -> None:
             print(f"error: {line}", file=sys.stderr)
         raise SystemExit(_BAD_INPUT) from None
     except OSError as error:  # a folder that cannot be written, a full disk
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         raise SystemExit(_BAD_INPUT) from None
 
 
@@ -76,11 +80,10 @@ def run(
 @app.command(name="eval")
 def evaluate(folder: RunFolder, as_json: AsJson = False) -> None:
     """Score a run from its run.npz; exit status 1 where a limit is missed."""
-    from tnav.evaluate.archive import load
     from tnav.evaluate.limits import rows_of
-    from tnav.evaluate.metrics import score
+    from tnav.evaluate.metrics import score_folder
 
-    _print_rows("eval", rows_of(score(load(folder))), as_json)
+    _print_rows("eval", rows_of(score_folder(folder)), as_json)
 
 
 @app.command()
@@ -104,7 +107,7 @@ def infer(
     from tnav.evaluate.infer import infer as solve
     from tnav.evaluate.scenario import resolve_device
 
-    found = solve(image, sidecar or image.with_suffix(".json"), resolve_device(device))
+    found = solve(image, sidecar or image.parent / f"{image.stem}.json", resolve_device(device))
     if overlay is not None:
         draw(found, image, overlay)
     result = describe(found)
@@ -136,7 +139,7 @@ def bench(
     name: Annotated[str, typer.Argument(help="demo, render, match, pose or fix")],
     as_json: AsJson = False,
     device: Device = "auto",
-    seeds: Annotated[int, typer.Option(help="draws (demo)")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="draws (demo)")] = 3,
 ) -> None:
     """Measure and print a table; exit status 1 where a limit is missed."""
     from tnav.evaluate.bench import measure
@@ -181,8 +184,8 @@ def _run(scenario: str, out: Path, device: str, seed: int, healthy: bool) -> "Ru
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from tnav.evaluate.archive import load, save
-    from tnav.evaluate.metrics import frame_line, score, summary_lines
+    from tnav.evaluate.archive import save
+    from tnav.evaluate.metrics import frame_line, score_folder, summary_lines
     from tnav.evaluate.run import build_world
     from tnav.evaluate.run import run as fly
     from tnav.evaluate.runlog import write_document
@@ -209,7 +212,7 @@ def _run(scenario: str, out: Path, device: str, seed: int, healthy: bool) -> "Ru
         )
         show("writing", 1.0)
         save(log, out, seed)
-        document = score(load(out))
+        document = score_folder(out)
         write_document(out / "run.json", document)
     for line in summary_lines(document):
         print(line)

@@ -4,7 +4,7 @@ import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -46,10 +46,10 @@ def load_recipe(path: Path, model: type[RecipeT]) -> RecipeT:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2025-13-45
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
-        problem = getattr(error, "problem", None) or "unreadable"
+        problem = getattr(error, "problem", None) or str(error)
         raise ConfigError(f"{path}:{line}: not valid YAML: {problem}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}:1: found {type(data).__name__}, expected a mapping of keys")
@@ -93,8 +93,17 @@ def _line_of(node: yaml.Node | None, location: Sequence[str | int]) -> int:
 def _known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
     current: Any = model
     for part in location:
+        if isinstance(current, list):  # a union: its members are told apart by their tag
+            current = next((m for m in current if repr(part) in str(m.model_fields)), None)
+            continue
         field = current.model_fields.get(part) if hasattr(current, "model_fields") else None
         if field is None:
             return []
         current = field.annotation
+        current = current if isinstance(current, type) else _members(current)
     return list(current.model_fields) if hasattr(current, "model_fields") else []
+
+
+def _members(annotation: Any) -> list[Any]:
+    """Models of a union."""
+    return [m for m in get_args(annotation) if hasattr(m, "model_fields")]

@@ -14,12 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tnav.errors import ImageError
+from tnav.files import written_aside
 
 _SHIFT_BITS = 4  # OpenCV draws at sixteenths of a pixel
 
 
-def read_image(path: Path) -> Float32[Tensor, "1 1 h w"]:
+def read_image(path: Path, *, constant_allowed: bool = False) -> Float32[Tensor, "1 1 h w"]:
     """A greyscale image (8 or 16 bit) as linear values in [0, 1].
+
+    Args:
+        path: PNG or TIFF.
+        constant_allowed: for showing; an image to navigate by must have some contrast.
 
     Raises:
         ImageError: missing, unreadable, or without any contrast.
@@ -32,7 +37,7 @@ def read_image(path: Path) -> Float32[Tensor, "1 1 h w"]:
         raise ImageError(f"{path}: pixels of type {raw.dtype}, expected 8 or 16 bit unsigned")
     if raw.ndim == 3:
         raw = cv2.cvtColor(raw[..., :3], cv2.COLOR_BGR2GRAY)
-    if raw.min() == raw.max():
+    if raw.min() == raw.max() and not constant_allowed:
         raise ImageError(f"{path}: every pixel is {raw.min()}; expected a view of terrain")
     scale = np.float32(np.iinfo(raw.dtype).max)
     return torch.from_numpy(raw.astype(np.float32) / scale)[None, None]
@@ -99,6 +104,5 @@ def _encode(suffix: str, image: NDArray[np.generic], options: list[int]) -> byte
 
 
 def _write(path: Path, suffix: str, image: NDArray[np.generic], options: list[int]) -> None:
-    aside = path.with_name(path.name + ".part")
-    aside.write_bytes(_encode(suffix, image, options))
-    aside.replace(path)
+    with written_aside(path) as aside:
+        aside.write_bytes(_encode(suffix, image, options))

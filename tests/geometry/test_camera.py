@@ -24,7 +24,7 @@ def test_unproject_inverts_project_at_pixel_centres():
 
 def test_field_of_view_and_ground_sample_distance():
     camera = Camera.from_field_of_view(1024, 1024, 45.0)
-    assert math.degrees(camera.fov_rad) == pytest.approx(45.0)
+    assert camera.focal_px == pytest.approx(512 / math.tan(math.radians(22.5)))
     assert camera.ground_sample_distance_m(10e3) == pytest.approx(
         2 * 10e3 * math.tan(math.radians(22.5)) / 1024
     )

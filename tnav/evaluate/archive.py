@@ -18,6 +18,7 @@ import tnav
 from tnav.errors import RunFileError
 from tnav.evaluate.run import FrameLog, RunLog
 from tnav.evaluate.scenario import Scenario
+from tnav.files import written_aside
 from tnav.geometry.moon import up_L
 from tnav.images import write_png16
 from tnav.records import FixStatus, Innovation
@@ -36,17 +37,17 @@ def save(log: RunLog, folder: Path, seed: int) -> Path:
         folder: made when absent.
         seed: number of the draw, for the record.
     """
+    arrays = arrays_of(log, seed)  # first of all: what cannot be put together is not written
     (folder / "frames").mkdir(parents=True, exist_ok=True)
+    _clear(folder)
     for index, frame in enumerate(log.frames):
         write_png16(folder / _image_name(index), frame.image)
         view = frame.localisation.map_view.image[0, 0]
         write_png16(folder / _map_name(index), view / view.max().clamp_min(1e-6))
         _write_sidecar(folder, index, frame, log.world.scenario)
     path = folder / "run.npz"
-    aside = folder / "run.npz.part"
-    with aside.open("wb") as stream:
-        np.savez_compressed(stream, allow_pickle=False, **arrays_of(log, seed))
-    aside.replace(path)
+    with written_aside(path) as aside, aside.open("wb") as stream:
+        np.savez_compressed(stream, allow_pickle=False, **arrays)
     return path
 
 
@@ -82,6 +83,13 @@ def load(folder: Path) -> Mapping[str, NDArray[np.generic]]:
     return arrays
 
 
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run left, lest a report mixes two runs."""
+    for pattern in ("run.npz", "run.json", "report.html", "frames/[0-9][0-9][0-9]*"):
+        for stale in folder.glob(pattern):
+            stale.unlink()
+
+
 def _image_name(index: int) -> str:
     return f"frames/{index:03d}.png"
 
@@ -91,7 +99,10 @@ def _map_name(index: int) -> str:
 
 
 def _write_sidecar(folder: Path, index: int, frame: FrameLog, scenario: Scenario) -> None:
-    """What navigation knew at an image, so that ``tnav infer`` can take it up again. No truth."""
+    """What navigation knew at an image, so that ``tnav infer`` can take it up again.
+
+    The scenario goes along because the map is made anew from it; the true pose does not.
+    """
     prediction = frame.prediction
     data = {
         "t_s": frame.t_s,
@@ -101,15 +112,15 @@ def _write_sidecar(folder: Path, index: int, frame: FrameLog, scenario: Scenario
         "attitude_sigma_rad": prediction.attitude_sigma_rad,
         "scenario": scenario.model_dump(mode="json"),
     }
-    path = folder / _image_name(index)
-    aside = path.with_suffix(".json.part")
-    aside.write_text(json.dumps(data, allow_nan=False, indent=1) + "\n", encoding="utf-8")
-    aside.replace(path.with_suffix(".json"))
+    path = (folder / _image_name(index)).with_suffix(".json")
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(data, allow_nan=False, indent=1) + "\n", encoding="utf-8")
 
 
 def _setup(log: RunLog, seed: int) -> dict[str, object]:
     world, scenario = log.world, log.world.scenario
     quality, camera = scenario.map, world.camera
+    finest_m = world.terrain_map.levels[0].post_m
     return {
         "record": {
             "scenario": scenario.name,
@@ -124,7 +135,8 @@ def _setup(log: RunLog, seed: int) -> dict[str, object]:
                 f"to {scenario.site.finest_post_m} m posts (terrain seed {scenario.seeds.terrain})"
             ),
             "map_note": (
-                f"map posts at least {quality.coarser} times the image's ground sample distance, "
+                f"map posts at least {quality.coarser} times the image's ground sample distance "
+                f"(the altimeter is predicted on the finest, {finest_m:g} m), "
                 f"height error {quality.vertical_rms_m} m rms correlated over "
                 f"{quality.vertical_correlation_m} m, shifted by {quality.shift_m} m, no albedo"
             ),
@@ -147,6 +159,7 @@ def _setup(log: RunLog, seed: int) -> dict[str, object]:
         "floor_agl_m": scenario.floor_agl_m,
         "net_deceleration_m_s2": scenario.net_deceleration_m_s2,
         "expected_verdict": scenario.expected_verdict.value,
+        "fault_start_s": scenario.fault_start_s,
         "seconds": log.seconds,
     }
 

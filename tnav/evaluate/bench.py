@@ -166,7 +166,7 @@ def measure_pose(device: torch.device, say: Say) -> list[Row]:
         return torch.where(ok, error_m, torch.inf)
 
     error_m = solve()
-    solved = error_m < 30.0  # three pixels at 10 km
+    solved = error_m < 24.3  # three pixels at 10 km
     rows = [
         Row(
             "solved",

@@ -27,7 +27,7 @@ class Sidecar(Recipe):
     position_L: _Vector  # predicted camera centre, m
     R_L_C: _Matrix  # attitude by the star tracker
     position_covariance: _Matrix  # m^2
-    attitude_sigma_rad: float = Field(gt=0)
+    attitude_sigma_rad: float = Field(ge=1e-9, le=1)
     scenario: Scenario  # site, map, camera and date
 
 
@@ -40,6 +40,9 @@ def read_sidecar(path: Path) -> Sidecar:
         raise ConfigError(
             f"{path}: R_L_C: not a rotation (off by {off:.1e}); expected axes of C in L"
         )
+    P = torch.tensor(sidecar.position_covariance, dtype=torch.float64)
+    if not torch.allclose(P, P.T) or float(torch.linalg.eigvalsh(P)[0]) < 0:
+        raise ConfigError(f"{path}: position_covariance: not a covariance (symmetric, >= 0)")
     return sidecar
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tnav.estimate.altitude import estimate_altitude
 from tnav.estimate.pnp import fixes_on_host, solve_pose
 from tnav.geometry.camera import Camera
-from tnav.geometry.moon import up_L
+from tnav.geometry.moon import altitude_m, up_L
 from tnav.geometry.pose import Pose, so3_log
 from tnav.match.matcher import match
 from tnav.records import (
@@ -39,6 +39,7 @@ _UNSETTLED_PX, _UNSETTLED_SIGMAS = 2.0, 1.5  # a solution that still moves by bo
 _REFINE_RADIUS_PX = 6.0  # of a view rendered at a solved pose
 _SEARCH_SIGMAS = 4.0
 _SEARCH_MIN_PX = 8.0
+_LEAST_HEIGHT_M = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +129,13 @@ def localise(
 
 
 def _agl_over_map(terrain_map: Terrain, pose: Pose) -> float:
+    """Height for choosing a scale; the map's sphere stands in where a prediction misses the map.
+
+    A prediction under the ground gets the least height: its view shows nothing that matches.
+    """
     hits = cast(terrain_map, pose.position_L, -up_L(pose.position_L))
-    return float(hits.range_m[0]) if bool(hits.hit[0]) else math.inf
+    height_m = hits.range_m[0] if bool(hits.hit[0]) else altitude_m(pose.position_L)[0].abs()
+    return max(float(height_m), _LEAST_HEIGHT_M)
 
 
 def _search_radius_px(prediction: Prediction, camera: Camera, agl_m: float) -> float:

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
+from tnav.errors import RunFileError
+from tnav.evaluate.archive import load
 from tnav.evaluate.run import FrameLog
 from tnav.evaluate.runlog import (
     AltimeterSeries,
@@ -48,7 +51,24 @@ class _Setup:
     floor_agl_m: float
     net_deceleration_m_s2: float
     expected_verdict: str
+    fault_start_s: float
     seconds: float
+
+
+def score_folder(folder: Path) -> RunDocument:
+    """The document of a run folder.
+
+    Raises:
+        RunFileError: ``run.npz`` is missing, damaged, or not what this version writes.
+    """
+    run = load(folder)
+    try:
+        return score(run)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunFileError(
+            f"{folder / 'run.npz'}: not a run of this version ({reason}); run the scenario again"
+        ) from error
 
 
 def score(run: Arrays) -> RunDocument:
@@ -153,7 +173,7 @@ def _optional(value: Any) -> float | None:
 
 
 def _difference(estimate: float | None, true: float) -> float | None:
-    return None if estimate is None else estimate - true
+    return None if estimate is None else _optional(estimate - true)
 
 
 def _frame(run: Arrays, i: int) -> FrameRecord:
@@ -337,6 +357,6 @@ def _summary(
         expected_verdict=expected,
         alert_s=first.alert_s if first else None,
         seconds_before_no_return=before,
-        false_alarms=sum(v.kind != expected for v in verdicts),
+        false_alarms=sum(v.kind != expected or v.alert_s < setup.fault_start_s for v in verdicts),
         seconds=setup.seconds,
     )

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float32, Float64
 from torch import Tensor
 
+from tnav.errors import ConfigError
 from tnav.evaluate.localise import Localisation, Navigation, Prediction, localise
 from tnav.evaluate.scenario import Scenario
 from tnav.geometry.camera import Camera
@@ -43,7 +44,13 @@ from tnav.render.detector import Detector, expose
 from tnav.render.renderer import AlbedoField, render
 from tnav.simulate.descent import Trajectory, fly
 from tnav.simulate.faults import apply_fault
-from tnav.simulate.instruments import AltimeterLog, read_altimeter, read_inertial, read_star_tracker
+from tnav.simulate.instruments import (
+    AltimeterLog,
+    epochs_s,
+    read_altimeter,
+    read_inertial,
+    read_star_tracker,
+)
 from tnav.terrain.heightfield import Terrain
 from tnav.terrain.raycast import cast
 from tnav.terrain.site import build_truth, degrade
@@ -52,6 +59,8 @@ from tnav.terrain.site import build_truth, degrade
 R_B_C = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))
 _ALBEDO_WAVELENGTHS_M = (8.0, 4000.0)
 _TRUTH_POSTS_PER_PIXEL = 2.0
+_RELIEF_UNDER_POSTS = 0.2  # rms relief between posts of a map, over their distance
+_LEAST_SIGMA = 1e-12  # a recipe may call an instrument perfect; a covariance may not
 
 Progress = Callable[[str, float], None]  # what is done now, share of the whole in [0, 1]
 OnFrame = Callable[["FrameLog"], None]
@@ -126,6 +135,15 @@ def build_world(scenario: Scenario, device: torch.device) -> World:
     terrain_map = degrade(ground, scenario.map, scenario.seeds.map)
     height, _ = ground.height_L(torch.zeros(1, 2, dtype=torch.float64))
     trajectory = fly(scenario.descent, scenario.site.frame, float(height[0]))
+    if epochs_s(trajectory, 1 / scenario.imaging.interval_s, scenario.imaging.first_s).numel() == 0:
+        raise ConfigError(
+            f"imaging.first_s: {scenario.imaging.first_s}, expected an image within the flight of "
+            f"{float(trajectory.t_s[-1]):.1f} s"
+        )
+    if not bool(ground.height_L(trajectory.position_L[:, :2])[1].all()):
+        raise ConfigError(
+            "site: the flight leaves the modelled terrain; raise site.levels or site.cells"
+        )
     contrast = scenario.imaging.albedo_contrast
     albedo = (
         AlbedoField.draw(
@@ -235,9 +253,10 @@ class _Flight:
 
     def fly(self) -> None:
         trajectory, scenario = self.world.trajectory, self.world.scenario
-        image_at = _epochs(trajectory, scenario.imaging.interval_s, scenario.imaging.first_s)
-        stars_at = _epochs(trajectory, 1 / scenario.star_tracker.rate_hz, 0.0)
-        range_at = _epochs(trajectory, 1 / scenario.altimeter.rate_hz, 0.0)
+        stars_at = _steps(trajectory, epochs_s(trajectory, scenario.star_tracker.rate_hz))
+        range_at = _steps(trajectory, epochs_s(trajectory, scenario.altimeter.rate_hz))
+        imaging = scenario.imaging
+        image_at = _steps(trajectory, epochs_s(trajectory, 1 / imaging.interval_s, imaging.first_s))
         vision: Innovation | None = None
         self.log.states.append(self.state)
         for k in range(1, trajectory.t_s.numel()):
@@ -373,11 +392,12 @@ def _filter_config(scenario: Scenario) -> FilterConfig:
     """What the filter is told of its sensors: their data sheets, and the map's."""
     unit = scenario.inertial
     return FilterConfig(
-        accelerometer_random_walk_m_s_sqrts=unit.velocity_random_walk_m_s_sqrt_s,
-        accelerometer_bias_sigma_m_s2=unit.accelerometer_bias_m_s2,
-        gyro_random_walk_rad_sqrts=unit.angle_random_walk_rad_sqrt_s,
-        gyro_bias_sigma_rad_s=unit.gyro_bias_rad_s,
+        accelerometer_random_walk_m_s_sqrts=max(unit.velocity_random_walk_m_s_sqrt_s, _LEAST_SIGMA),
+        accelerometer_bias_sigma_m_s2=max(unit.accelerometer_bias_m_s2, _LEAST_SIGMA),
+        gyro_random_walk_rad_sqrts=max(unit.angle_random_walk_rad_sqrt_s, _LEAST_SIGMA),
+        gyro_bias_sigma_rad_s=max(unit.gyro_bias_rad_s, _LEAST_SIGMA),
         range_bias_sigma_m=max(scenario.map.vertical_rms_m, 0.1),
+        relief_sigma_m=_RELIEF_UNDER_POSTS * 2 * scenario.site.finest_post_m,
         range_bias_correlation_m=scenario.map.vertical_correlation_m,
     )
 
@@ -401,8 +421,6 @@ def _initial(world: World, config: FilterConfig) -> FilterState:
     )
 
 
-def _epochs(trajectory: Trajectory, interval_s: float, first_s: float) -> dict[int, int]:
-    """Steps of the inertial grid at which a sensor of that interval speaks, with their number."""
-    end_s = float(trajectory.t_s[-1])
-    count = int((end_s - first_s) / interval_s + 1e-9) + 1 if end_s >= first_s else 0
-    return {trajectory.index_at(first_s + i * interval_s): i for i in range(count)}
+def _steps(trajectory: Trajectory, t_s: Float64[Tensor, " n"]) -> dict[int, int]:
+    """Steps of the inertial grid at which a sensor speaks, with the number of its epoch."""
+    return {trajectory.index_at(float(t)): i for i, t in enumerate(t_s)}

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tnav.errors import RunFileError
+from tnav.files import written_aside
 
 SCHEMA: Literal["tnav-run/1"] = "tnav-run/1"
 
@@ -206,9 +207,8 @@ class RunDocument(_Record):
 def write_document(path: Path, document: RunDocument) -> None:
     """Write strict JSON beside its place, then rename."""
     text = json.dumps(document.model_dump(mode="json"), allow_nan=False, indent=1)
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text + "\n", encoding="utf-8")
-    aside.replace(path)
+    with written_aside(path) as aside:
+        aside.write_text(text + "\n", encoding="utf-8")
 
 
 def read_document(folder: Path) -> RunDocument:

@@ -8,6 +8,7 @@ import numpy as np
 
 from tnav.errors import ConfigError
 from tnav.evaluate.run import R_B_C, World, true_view
+from tnav.files import written_aside
 from tnav.geometry.pose import Pose, quaternion_from_matrix
 from tnav.images import write_png16
 from tnav.render.detector import Detector, expose
@@ -37,8 +38,7 @@ def write_views(world: World, times_s: Sequence[float], folder: Path) -> Iterato
         image = expose(frame.image, Detector(), world.scenario.seeds.camera * 4096 + index)
         path = folder / f"{index:03d}.png"
         write_png16(path, image[0, 0])
-        aside = path.with_suffix(".npz.part")
-        with aside.open("wb") as stream:
+        with written_aside(path.with_suffix(".npz")) as aside, aside.open("wb") as stream:
             np.savez_compressed(
                 stream,
                 allow_pickle=False,
@@ -47,12 +47,10 @@ def write_views(world: World, times_s: Sequence[float], folder: Path) -> Iterato
                 hit=frame.hit[0].cpu().numpy(),
                 lit=frame.lit[0].cpu().numpy(),
             )
-        aside.replace(path.with_suffix(".npz"))
         lines.append(json.dumps(_line(world, path.name, k, pose), allow_nan=False))
         yield path
-    aside = folder / "frames.jsonl.part"
-    aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    aside.replace(folder / "frames.jsonl")
+    with written_aside(folder / "frames.jsonl") as aside:
+        aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
     yield folder / "frames.jsonl"
 
 

@@ -24,6 +24,7 @@ from tnav.evaluate.metrics import (
     within_limits,
 )
 from tnav.evaluate.runlog import FrameRecord, MatchRecord, RunDocument, read_document
+from tnav.files import written_aside
 from tnav.images import display_grey, draw_matches, encode_jpeg, read_image, resize
 from tnav.report.figures import figures
 from tnav.report.layout import Figure
@@ -91,14 +92,11 @@ def write_report(folder: Path) -> Path:
     document = read_document(folder)
     page = _page(document, _gallery(document, folder))
     path = folder / "report.html"
-    aside = path.with_name(path.name + ".part")
     try:
-        aside.write_text(page, encoding="utf-8")
-        aside.replace(path)
+        with written_aside(path) as aside:
+            aside.write_text(page, encoding="utf-8")
     except OSError as error:
         raise RunFileError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        aside.unlink(missing_ok=True)
     return path
 
 
@@ -218,7 +216,7 @@ def _gallery(document: RunDocument, folder: Path) -> list[Card]:
 def _card(document: RunDocument, folder: Path, frame: FrameRecord, budget_bytes: int) -> Card:
     """Map view left, camera right, with matches; as wide as the budget of bytes allows."""
     views = [
-        display_grey(read_image(_inside(folder, name))[0, 0])
+        display_grey(read_image(_inside(folder, name), constant_allowed=True)[0, 0])
         for name in (frame.map_view, frame.image)
     ]
     shapes = [view.shape for view in views]

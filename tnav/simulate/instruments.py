@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float64
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from tnav.config import Recipe
@@ -40,7 +40,7 @@ class StarTracker(Recipe):
 class Altimeter(Recipe):
     """Laser altimeter along a body axis, and how far its maker promises that it ranges."""
 
-    boresight_B: tuple[float, float, float] = (0.0, 0.0, -1.0)
+    boresight_B: tuple[float, float, float] = (0.0, 0.0, -1.0)  # made a unit vector
     misalignment_deg: float = Field(default=0.05, ge=0)  # 1 sigma, unknown to navigation
     range_max_m: float = Field(default=3000.0, gt=0)
     detection_probability: float = Field(default=0.99, gt=0.5, lt=1)
@@ -49,6 +49,15 @@ class Altimeter(Recipe):
     noise_fraction: float = Field(default=0.001, ge=0)
     rate_hz: float = Field(default=10.0, gt=0)
     range_edge_m: float = Field(default=200.0, gt=0)  # beyond range_max, detection fades over this
+
+    @field_validator("boresight_B")
+    @classmethod
+    def _unit(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
+        length = math.hypot(*value)
+        if length < 1e-6:
+            raise ValueError("expected a direction, not a zero vector")
+        x, y, z = (v / length for v in value)
+        return (x, y, z)
 
     def spec(self) -> AltimeterSpec:
         """The promise, without what only truth knows."""
@@ -79,6 +88,13 @@ class AltimeterLog:
     true_range_m: Float64[Tensor, " n"]
     range_m: Float64[Tensor, " n"]
     valid: Bool[Tensor, " n"]
+
+
+def epochs_s(trajectory: Trajectory, rate_hz: float, first_s: float = 0.0) -> Float64[Tensor, " n"]:
+    """Times at which a sensor of that rate speaks during a flight."""
+    begin_s = float(trajectory.t_s[0]) + first_s
+    count = math.floor((float(trajectory.t_s[-1]) - begin_s) * rate_hz + 1e-9) + 1
+    return begin_s + torch.arange(max(count, 0), dtype=torch.float64) / rate_hz
 
 
 def read_inertial(unit: InertialUnit, trajectory: Trajectory, seed: int) -> InertialLog:
@@ -120,9 +136,8 @@ def read_altimeter(
         seed: of misalignment, noise and detection.
     """
     generator = torch.Generator().manual_seed(seed)
-    duration_s = float(trajectory.t_s[-1] - trajectory.t_s[0])
-    epochs = int(duration_s * altimeter.rate_hz) + 1
-    t_s = trajectory.t_s[0] + torch.arange(epochs, dtype=torch.float64) / altimeter.rate_hz
+    t_s = epochs_s(trajectory, altimeter.rate_hz)
+    epochs = t_s.numel()
     index = [trajectory.index_at(float(t)) for t in t_s]
     tilt = math.radians(altimeter.misalignment_deg) * torch.randn(3, generator=generator).double()
     boresight_B = torch.tensor(altimeter.boresight_B, dtype=torch.float64)

@@ -27,7 +27,8 @@ _EJECTA_REACH_RADII = 3.0  # ejecta thickness ~ r^-3, tapered to zero here
 _HURST = 0.76
 _RMS_DEVIATION_17M = 0.35  # m over a 17 m baseline, beside what craters add
 _DIAMETERS = 64  # knots of the tabulated size distribution of one octave
-_STAMP_CHUNK = 2048  # craters rendered at once: bounds memory to some 10 MB
+_STAMP_SAMPLES = 2_000_000  # posts of craters worked on at once: bounds memory to some 100 MB
+_MAX_DIAMETER_SHARE = 0.25  # of the grid: a larger crater belongs to a coarser level
 
 MIN_POSTS_PER_DIAMETER = 5.0  # coarser sampling would alias a crater
 
@@ -68,6 +69,7 @@ def add_relief(
         generator: the terrain's randomness for this level, on the CPU.
     """
     diameter_min_m = MIN_POSTS_PER_DIAMETER * post_m
+    diameter_max_m = min(diameter_max_m, _MAX_DIAMETER_SHARE * min(z_L.shape) * post_m)
     rough = fractal_octaves(z_L.shape, post_m, wavelength_max_m, generator)
     if diameter_max_m <= diameter_min_m:
         return z_L + rough
@@ -121,25 +123,31 @@ def crater_profile(
 def stamp_craters(
     z_L: Float32[Tensor, "rows columns"], craters: CraterOctave
 ) -> Float32[Tensor, "rows columns"]:
-    """Heights with craters superposed."""
-    rows, columns = z_L.shape
-    if craters.column.numel() == 0:
-        return z_L
-    reach = math.ceil(float(craters.radius_posts.max()) * _EJECTA_REACH_RADII) + 1
+    """Heights with craters superposed, from the smallest octave of radii to the largest."""
+    out = z_L.clone()
+    octave = craters.radius_posts.clamp_min(1.0).log2().floor().long()
+    for k in octave.unique().tolist():
+        chosen = octave == k
+        reach = math.ceil(2.0 ** (k + 1) * _EJECTA_REACH_RADII) + 1
+        chunk = max(1, _STAMP_SAMPLES // (2 * reach + 1) ** 2)
+        parts = (craters.column, craters.row, craters.radius_posts, craters.depth_m)
+        for part in zip(*(p[chosen].split(chunk) for p in parts), strict=True):
+            _stamp(out, CraterOctave(*part), reach)
+    return out
+
+
+def _stamp(out: Float32[Tensor, "rows columns"], craters: CraterOctave, reach: int) -> None:
+    """Add craters to heights in place, each within a window of ``reach`` posts around it."""
+    rows, columns = out.shape
     offset = torch.arange(-reach, reach + 1)
-    out = z_L.clone().view(-1)
-    for start in range(0, craters.column.numel(), _STAMP_CHUNK):
-        part = slice(start, start + _STAMP_CHUNK)
-        column, row = craters.column[part, None], craters.row[part, None]
-        cs, rs = column.round().long() + offset, row.round().long() + offset
-        dx, dy = cs - column, rs - row
-        radius = (dx[:, None, :].square() + dy[:, :, None].square()).sqrt()
-        radius = radius / craters.radius_posts[part, None, None]
-        height = crater_profile(radius, craters.depth_m[part, None, None].expand_as(radius))
-        inside = ((cs >= 0) & (cs < columns))[:, None, :] & ((rs >= 0) & (rs < rows))[:, :, None]
-        index = rs.clamp(0, rows - 1)[:, :, None] * columns + cs.clamp(0, columns - 1)[:, None, :]
-        out.index_add_(0, index.flatten(), (height * inside).flatten())
-    return out.view(rows, columns)
+    column, row = craters.column[:, None], craters.row[:, None]
+    cs, rs = column.round().long() + offset, row.round().long() + offset
+    radius = ((cs - column)[:, None, :].square() + (rs - row)[:, :, None].square()).sqrt()
+    radius = radius / craters.radius_posts[:, None, None]
+    height = crater_profile(radius, craters.depth_m[:, None, None].expand_as(radius))
+    inside = ((cs >= 0) & (cs < columns))[:, None, :] & ((rs >= 0) & (rs < rows))[:, :, None]
+    index = rs.clamp(0, rows - 1)[:, :, None] * columns + cs.clamp(0, columns - 1)[:, None, :]
+    out.view(-1).index_add_(0, index.flatten(), (height * inside).flatten())
 
 
 def octave_variance_m2(wavelength_min_m: float, wavelength_max_m: float) -> float:
@@ -161,6 +169,8 @@ def fractal_octaves(
 ) -> Float32[Tensor, "rows columns"]:
     """Gaussian roughness (m) with wavelengths from two posts up to a longest one."""
     rows, columns = shape
+    if wavelength_max_m <= 2 * post_m:  # posts this coarse cannot carry it
+        return torch.zeros(shape)
     size = 1 << (max(rows, columns) - 1).bit_length()
     while size * 3 // 4 >= max(rows, columns):  # a 3-smooth length wastes less
         size = size * 3 // 4
@@ -168,7 +178,9 @@ def fractal_octaves(
     ky = torch.fft.fftfreq(size, post_m)[:, None]
     kx = torch.fft.rfftfreq(size, post_m)[None, :]
     cycles_m = (kx.square() + ky.square()).sqrt()
-    band = (cycles_m >= 1 / wavelength_max_m) & (cycles_m <= 1 / (2 * post_m))
+    # Waves longer than the grid are the DEM's affair, or a coarser level's.
+    wavelength_max_m = min(wavelength_max_m, size * post_m)
+    band = (cycles_m >= (1 - 1e-6) / wavelength_max_m) & (cycles_m <= 1 / (2 * post_m))
     gain = torch.where(band, cycles_m.clamp_min(1 / (size * post_m)) ** (-_HURST - 1), 0.0)
     # Columns of the half spectrum stand for two, but for the first and the last.
     weight = torch.full((1, kx.shape[1]), 2.0)

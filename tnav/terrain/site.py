@@ -10,7 +10,7 @@ import math
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from tnav.config import Recipe
@@ -20,6 +20,7 @@ from tnav.terrain.heightfield import Level, Terrain
 from tnav.terrain.relief import MIN_POSTS_PER_DIAMETER, add_relief
 from tnav.terrain.tiles import open_tile, sample_height_m
 
+_HALF_SPAN_MAX_M = 600e3  # beyond, the fixed point below no longer contracts
 _SPHERE_ITERATIONS = 12  # the fixed point contracts by the slope of the Moon's limb: 0.15 at 260 km
 _SUBDIVISION = (3 / 256, -25 / 256, 150 / 256, 150 / 256, -25 / 256, 3 / 256)
 _MARGIN = 2  # posts beyond the inner half that six points need
@@ -35,6 +36,16 @@ class Site(Recipe):
     finest_post_m: float = Field(default=0.5, gt=0)
     levels: int = Field(default=11, ge=1, le=16)  # posts double from level to level
     cells: int = Field(default=1024, ge=64, le=8192, multiple_of=8)  # along each side of a level
+
+    @model_validator(mode="after")
+    def _fits_the_moon(self) -> "Site":
+        half_m = self.cells / 2 * self.finest_post_m * 2 ** (self.levels - 1)
+        if half_m > _HALF_SPAN_MAX_M:
+            raise ValueError(
+                f"{2e-3 * half_m:.0f} km wide, expected at most {2e-3 * _HALF_SPAN_MAX_M:.0f} km: "
+                "fewer levels, fewer cells or finer posts"
+            )
+        return self
 
     @property
     def frame(self) -> LocalFrame:

@@ -12,6 +12,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from pydantic import Field
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
 from rasterio.io import DatasetReader
@@ -26,6 +27,7 @@ from tnav.geometry.moon import RADIUS_M
 _GEOGRAPHIC = "IAU_2015:30100"  # latitude and longitude on the 1737.4 km sphere
 _SPLINE_MARGIN_POSTS = 12  # a cubic spline's prefilter forgets its border within these
 _RADIUS_TOLERANCE_M = 1.0
+_HEIGHT_MAX_M = 20e3  # the Moon spans -9.2 to +10.8 km (LOLA)
 
 
 class TileEntry(Recipe):
@@ -95,13 +97,6 @@ def open_tile(name_or_path: str) -> Tile:
         return _checked(raster, path, path.stem, None)
 
 
-def verify(name: str) -> None:
-    """Check one manifest entry: file, hash, CRS, size. Raises TileError where it fails."""
-    if name not in load_manifest().tiles:
-        raise TileError(f"{name}: not in {datasets_dir() / 'manifest.yaml'}")
-    open_tile(name)
-
-
 def sample_height_m(
     tile: Tile, latitude_deg: NDArray[np.float64], longitude_deg: NDArray[np.float64]
 ) -> NDArray[np.float64]:
@@ -128,7 +123,10 @@ def sample_height_m(
         top, left = max(first[0], 0), max(first[1], 0)
         height = min(last[0], raster.height - 1) - top + 1
         width = min(last[1], raster.width - 1) - left + 1
-        dn = raster.read(1, window=Window(left, top, width, height), masked=True)
+        try:
+            dn = raster.read(1, window=Window(left, top, width, height), masked=True)
+        except RasterioError as error:
+            raise TileError(f"{tile.path}: damaged, blocks cannot be read; restore it") from error
     holes = int(np.ma.count_masked(dn)) + int(np.count_nonzero(~np.isfinite(dn.filled(0))))
     if holes:
         raise TileError(
@@ -136,6 +134,12 @@ def sample_height_m(
             f"columns {left} to {left + width - 1}; fill the holes or choose another site"
         )
     grid = dn.data.astype(np.float64) * tile.scale + tile.offset
+    extreme_m = float(grid.flat[np.abs(grid).argmax()])
+    if abs(extreme_m) > _HEIGHT_MAX_M:
+        raise TileError(
+            f"{tile.path}: a height of {extreme_m:g} m, expected within {_HEIGHT_MAX_M / 1e3:g} km "
+            "of the sphere; is it a radius, in other units, or a nodata value without its tag?"
+        )
     return ndimage.map_coordinates(grid, [row - top, column - left], order=3, mode="nearest")
 
 
@@ -146,11 +150,17 @@ def _to_crs(
         # Longitudes may be written from 0 or from -180: take the turn that meets the tile.
         west = tile.bounds[0]
         return west + (longitude_deg - west) % 360.0, latitude_deg
-    xs, ys = transform_coordinates(
-        CRS.from_string(_GEOGRAPHIC), tile.crs, longitude_deg.ravel(), latitude_deg.ravel()
-    )
-    shape = latitude_deg.shape
-    return np.asarray(xs).reshape(shape), np.asarray(ys).reshape(shape)
+    source = CRS.from_string(_GEOGRAPHIC)
+    try:
+        xs, ys = transform_coordinates(
+            source, tile.crs, longitude_deg.ravel(), latitude_deg.ravel()
+        )
+    except (CPLE_BaseError, RasterioError) as error:
+        raise TileError(f"{tile.path}: its projection does not reach the site: {error}") from error
+    x, y = np.reshape(xs, latitude_deg.shape), np.reshape(ys, latitude_deg.shape)
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise TileError(f"{tile.path}: its projection does not reach the site; use another DEM")
+    return x, y
 
 
 def _open(path: Path) -> DatasetReader:
@@ -187,7 +197,13 @@ def _checked(raster: DatasetReader, path: Path, name: str, entry: TileEntry | No
     if raster.count != 1:
         raise TileError(f"{path}: {raster.count} bands, expected one band of heights")
     degree_m = np.pi / 180 * RADIUS_M
-    posting_m = abs(raster.transform.e) * (degree_m if crs.is_geographic else 1.0)
+    unit_m = degree_m if crs.is_geographic else crs.linear_units_factor[1]
+    posting_m = abs(raster.transform.e) * unit_m
+    if entry and (crs != CRS.from_string(entry.crs) or raster.scales[0] != entry.scale):
+        raise TileError(
+            f"{path}: crs {crs.to_string()}, scale {raster.scales[0]}, but manifest.yaml says "
+            f"{entry.crs}, {entry.scale} for '{name}'; mend the manifest or restore the file"
+        )
     return Tile(
         path=path,
         name=name,
