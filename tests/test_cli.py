@@ -39,6 +39,7 @@ SITE = "site:\n  latitude_deg: 60.5\n  longitude_deg: -4.6\n"
         (SITE + "  dem: gone.tif\n", ["gone.tif", "no such DEM"]),
         (SITE + "camera:\n  focal_px: -1\n", ["bad.yaml:7", "camera.focal_px", "greater than 0"]),
         (SITE + "camera:\n  focal: 1\n", ["bad.yaml:7", "camera.focal", "'focal_px'"]),
+        (SITE + "imaging:\n  first_s: 500\n", ["imaging.first_s: 500", "within the flight"]),
         (SITE + "weather: fine\n", ["bad.yaml:6", "weather: unknown key"]),
         (SITE.replace("60.5", "north"), ["bad.yaml:4", "site.latitude_deg", "'north'"]),
     ],
@@ -76,6 +77,7 @@ def test_bad_images_are_one_line(tmp_path, capsys):
     (tmp_path / "text.png").write_text("not an image")
     _fails_in_one_line(capsys, ["infer", tmp_path / "text.png"], "text.png", "not an image")
     _fails_in_one_line(capsys, ["infer", tmp_path / "none.png"], "none.png", "no such file")
+    _fails_in_one_line(capsys, ["infer", tmp_path], "no such file", "image")
     write_png16(tmp_path / "flat.png", torch.full((64, 64), 0.5))
     _fails_in_one_line(capsys, ["infer", tmp_path / "flat.png"], "flat.png", "every pixel is")
     write_png8(tmp_path / "grey.png", np.arange(64, dtype=np.uint8).reshape(8, 8))

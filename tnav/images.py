@@ -31,7 +31,7 @@ def read_image(path: Path, *, constant_allowed: bool = False) -> Float32[Tensor,
     """
     raw = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.is_file() else None
     if raw is None:
-        reason = "not an image that can be read" if path.exists() else "no such file"
+        reason = "not an image that can be read" if path.is_file() else "no such file"
         raise ImageError(f"{path}: {reason}; expected a PNG or TIFF of 8 or 16 bit")
     if raw.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"{path}: pixels of type {raw.dtype}, expected 8 or 16 bit unsigned")

@@ -14,7 +14,13 @@ from tnav.cli import main
 from tnav.errors import RunFileError
 from tnav.evaluate.archive import arrays_of, load, save
 from tnav.evaluate.limits import rows_of
-from tnav.evaluate.metrics import point_of_no_return, score, summary_lines, within_limits
+from tnav.evaluate.metrics import (
+    point_of_no_return,
+    score,
+    score_folder,
+    summary_lines,
+    within_limits,
+)
 from tnav.evaluate.run import build_world, run
 from tnav.evaluate.runlog import RunDocument, json_schema, read_document, write_document
 from tnav.evaluate.scenario import CameraRecipe, Imaging, load_scenario
@@ -205,6 +211,50 @@ def test_infer_refuses_what_does_not_belong_together(folder, tmp_path, capsys):
     assert "R_L_C: not a rotation" in capsys.readouterr().err
 
 
+def test_infer_from_under_the_ground_is_no_fix(folder, tmp_path, capsys):
+    shutil.copy(folder / "frames/003.png", tmp_path / "u.png")
+    sidecar = json.loads((folder / "frames/003.json").read_text())
+    sidecar["position_L"][2] = -50_000.0
+    (tmp_path / "u.json").write_text(json.dumps(sidecar, indent=1))
+    assert _exit_code(["infer", str(tmp_path / "u.png")]) == 1
+    assert json.loads(capsys.readouterr().out)["position_L"] is None
+
+
+def test_a_night_flight_has_no_fix_and_still_a_report(tmp_path, capsys):
+    recipe = tmp_path / "night.yaml"
+    recipe.write_text(
+        "name: night\nepoch_utc: 2025-06-25T00:00:00Z\n"
+        "site: {latitude_deg: 60.5, longitude_deg: -4.6, cells: 256}\n"
+        "camera: {width_px: 160, height_px: 128}\nimaging: {interval_s: 30, samples: 1}\n"
+    )
+    assert _exit_code(["run", str(recipe), "--out", str(tmp_path / "out")]) == 0
+    assert _exit_code(["report", str(tmp_path / "out")]) == 0
+    document = read_document(tmp_path / "out")
+    assert {f.status for f in document.frames} == {"too_few_matches"}
+    assert document.summary.fixes_failed == document.summary.fixes_scored > 0
+    assert _exit_code(["eval", str(tmp_path / "out")]) == 1  # no fix is within limits
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_run_replaces_an_earlier_one(faulty, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "again")
+    (tmp_path / "again/frames/099.png").write_bytes(b"stale")
+    (tmp_path / "again/notes.txt").write_text("mine")
+    save(faulty, tmp_path / "again", seed=0)
+    assert not (tmp_path / "again/frames/099.png").exists()
+    assert not (tmp_path / "again/run.json").exists()
+    assert (tmp_path / "again/notes.txt").read_text() == "mine"
+
+
+def test_an_alert_before_the_fault_is_false(faulty):
+    arrays = arrays_of(faulty, 0)
+    setup = json.loads(str(arrays["setup"]))
+    alert_s = float(arrays["verdict_alert_s"][0])
+    for start_s, false_alarms in ((alert_s - 0.01, 0), (alert_s + 0.01, 1)):
+        arrays["setup"] = np.array(json.dumps({**setup, "fault_start_s": start_s}))
+        assert score(arrays).summary.false_alarms == false_alarms
+
+
 def test_an_image_of_another_place_is_no_fix(folder, tmp_path, capsys):
     """Noise that is not this terrain: a status, no pose, exit status 1."""
     from tnav.images import write_png16
@@ -227,6 +277,15 @@ def test_damaged_run_files_are_refused(folder, tmp_path):
     (tmp_path / "run.npz").write_bytes((folder / "run.npz").read_bytes()[:1000])
     with pytest.raises(RunFileError, match=r"run.npz: damaged"):
         load(tmp_path)
+    arrays = dict(load(folder))
+    del arrays["frame_status"]
+    np.savez(tmp_path / "run.npz", **arrays)
+    with pytest.raises(RunFileError, match=r"run.npz: not a run of this version.*frame_status"):
+        score_folder(tmp_path)
+    arrays["setup"] = np.array("{}")
+    np.savez(tmp_path / "run.npz", **arrays)
+    with pytest.raises(RunFileError, match=r"run.npz: not a run of this version"):
+        score_folder(tmp_path)
     np.savez(tmp_path / "run.npz", setup=np.array("{}"))
     with pytest.raises(RunFileError, match="no array 'frame_t_s'"):
         load(tmp_path)

@@ -41,6 +41,16 @@ def _write(tmp_path, text):
         ("fault: {kind: gremlin}\n", r"s.yaml:4: fault: .*'gremlin'.*late_acquisition"),
         ("imaging: {samples: 3}\n", r"s.yaml:4: imaging.samples: .*1, 4, 9 or 16"),
         ("map: {coarser: 0}\n", r"s.yaml:4: map.coarser"),
+        ("fault: {kind: bias, bais_m: 3}\n", r"s.yaml:4: .*bais_m: unknown key.*'bias_m'"),
+        (f"seeds: {{terrain: {10**20}}}\n", r"s.yaml:4: seeds.terrain: .*less than or equal"),
+        ("altimeter: {rate_hz: 20.1}\n", r"altimeter.rate_hz 20.1 exceeds .* 20.0"),
+        (
+            "imaging: {interval_s: 0.1}\naltimeter: {rate_hz: 9.9}\n",
+            r"imaging.interval_s is shorter",
+        ),
+        ("altimeter: {boresight_B: [0, 0, 0]}\n", r"altimeter.boresight_B: .*not a zero vector"),
+        ("site: {latitude_deg: 60.5, longitude_deg: -4.6, finest_post_m: 50}\n", r"km wide"),
+        ("epoch_utc: 2025-13-45\n", r"not valid YAML: month must be in 1..12"),
         ("seeds: {terrain: x}\n", r"s.yaml:4: seeds.terrain"),
     ],
 )

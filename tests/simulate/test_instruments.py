@@ -10,6 +10,7 @@ from tnav.simulate.instruments import (
     Altimeter,
     InertialUnit,
     StarTracker,
+    epochs_s,
     read_altimeter,
     read_inertial,
     read_star_tracker,
@@ -26,6 +27,10 @@ def flight():
 
 @pytest.fixture(scope="module")
 def plain():
+    return _plain()
+
+
+def _plain():
     level = Level(west_m=-8e3, south_m=-8e3, post_m=250.0, z_L=torch.zeros(65, 65))
     return Terrain((level,))
 
@@ -57,6 +62,22 @@ def test_altimeter_keeps_its_promise_and_fades_beyond(flight, plain):
     far = valid[range_m > 3600]
     assert float(near.mean()) >= 0.99
     assert float(far.double().mean()) < 0.01
+
+
+def test_boresight_is_made_a_unit_vector_and_zero_is_refused():
+    assert Altimeter(boresight_B=(0.0, 0.0, -2.0)).spec().boresight_B == (0.0, 0.0, -1.0)
+    with pytest.raises(ValueError, match="not a zero vector"):
+        Altimeter(boresight_B=(0.0, 0.0, 0.0))
+
+
+@pytest.mark.parametrize("rate_hz", [1.0, 3.0, 9.5, 9.7, 10.0, 1 / 3])
+def test_epochs_cover_the_flight_and_no_more(flight, rate_hz):
+    t_s = epochs_s(flight, rate_hz)
+    end_s = float(flight.t_s[-1])
+    assert float(t_s[-1]) <= end_s + 1e-6
+    assert float(t_s[-1]) + 1 / rate_hz > end_s
+    assert read_altimeter(Altimeter(rate_hz=rate_hz), flight, _plain(), 0).t_s.shape == t_s.shape
+    assert epochs_s(flight, rate_hz, end_s + 1.0).numel() == 0
 
 
 def test_inertial_errors_have_their_sizes(flight):

@@ -94,6 +94,24 @@ def test_craters_over_the_border_do_not_wrap():
     assert float(z[:, 20:].abs().max()) == 0
 
 
+def test_posts_too_coarse_for_any_relief_stay_as_they_are():
+    z = torch.zeros(65, 65)
+    changed = relief.add_relief(
+        z, 512.0, wavelength_max_m=947.0, diameter_max_m=947.0, generator=_generator()
+    )
+    assert torch.equal(changed, z)
+    just = relief.fractal_octaves(z.shape, 512.0, 1025.0, _generator())
+    assert bool(just.isfinite().all())
+
+
+def test_a_fine_grid_alone_leaves_craters_larger_than_itself_out():
+    craters_up_to_4_km = relief.add_relief(
+        torch.zeros(257, 257), 0.5, wavelength_max_m=4e3, diameter_max_m=4e3, generator=_generator()
+    )
+    assert bool(craters_up_to_4_km.isfinite().all())
+    assert float(craters_up_to_4_km.std()) > 0.1
+
+
 def test_same_seed_same_relief_other_seed_other():
     def make(seed):
         return relief.add_relief(

@@ -117,6 +117,18 @@ def test_map_error_is_one_field_over_all_levels(truth):
     assert torch.allclose(errors[0], errors[2], atol=0.4)
 
 
+def test_a_site_wider_than_the_local_frame_is_refused():
+    wide = {"latitude_deg": 60.5, "longitude_deg": -4.6, "cells": 1024, "finest_post_m": 1.0}
+    assert Site(**wide, levels=11).levels == 11  # 1049 km
+    with pytest.raises(ValueError, match="2097 km wide, expected at most 1200 km"):
+        Site(**wide, levels=12)
+
+
+def test_one_level_alone_is_built():
+    one = Site(latitude_deg=60.5, longitude_deg=-4.6, cells=128, levels=1)
+    assert bool(build_truth(one, seed=1).levels[0].z_L.isfinite().all())
+
+
 def test_a_site_beyond_the_tile_is_refused():
     away = Site(latitude_deg=45.0, longitude_deg=-4.6, cells=128, levels=10, finest_post_m=16.0)
     with pytest.raises(TileError, match="does not cover"):

@@ -120,6 +120,35 @@ def test_missing_unreadable_and_damaged_files(tmp_path, monkeypatch):
         tiles.open_tile("lola_ldem16_frigoris")
 
 
+@pytest.mark.parametrize(("height", "accepted"), [(19_999.0, True), (20_001.0, False)])
+def test_heights_that_no_moon_has_are_refused(tmp_path, height, accepted):
+    heights = np.full((80, 100), height, np.float32)
+    tile = tiles.open_tile(_raster(tmp_path / "h.tif", heights))
+    here = np.array([60.0]), np.array([-2.5])
+    if accepted:
+        assert np.isfinite(tiles.sample_height_m(tile, *here)).all()
+        return
+    with pytest.raises(TileError, match="expected within 20 km of the sphere"):
+        tiles.sample_height_m(tile, *here)
+
+
+def test_posting_of_a_projection_in_kilometres(tmp_path):
+    crs = "+proj=stere +lat_0=90 +lon_0=0 +k=1 +R=1737400 +units=km +no_defs"
+    transform = Affine(12.0, 0.0, -1200.0, 0.0, -12.0, 1200.0)
+    path = _raster(tmp_path / "k.tif", _quadratic(), crs=crs, transform=transform)
+    assert tiles.open_tile(path).posting_m == pytest.approx(12_000.0)
+
+
+def test_damaged_blocks_are_refused(tmp_path):
+    path = _raster(tmp_path / "d.tif", _quadratic(400, 400), compress="deflate", tiled=True)
+    data = bytearray((tmp_path / "d.tif").read_bytes())
+    data[2000:-2000] = bytes(len(data) - 4000)
+    (tmp_path / "d.tif").write_bytes(data)
+    tile = tiles.open_tile(path)
+    with pytest.raises(TileError, match="damaged, blocks cannot be read"):
+        tiles.sample_height_m(tile, np.array([52.0]), np.array([5.0]))
+
+
 def test_two_bands_are_refused(tmp_path):
     path = tmp_path / "b.tif"
     profile = {"driver": "GTiff", "dtype": "float32", "height": 8, "width": 8, "count": 2}
