@@ -59,6 +59,7 @@ class PoseSolution:
 
     pose: Pose
     covariance: Float64[Tensor, "b 6 6"]
+    map_covariance: Float64[Tensor, "b 6 6"]  # the part of it that the map's error brings
     status_code: Int[Tensor, "b"]  # index into FIX_STATUSES
     inlier: Bool[Tensor, "b n"]
     residual_px: Float64[Tensor, "b n 2"]
@@ -127,6 +128,7 @@ class PoseFix:
     position_L: Float64[Tensor, "3"] | None  # camera centre, m
     R_L_C: Float64[Tensor, "3 3"] | None
     covariance: Float64[Tensor, "6 6"] | None  # of (dp_L, dtheta_L)
+    map_covariance: Float64[Tensor, "6 6"] | None  # its part that fixes over one place share
 
 
 @dataclass(frozen=True, slots=True)

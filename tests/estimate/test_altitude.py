@@ -40,7 +40,7 @@ def solved_at(pose: Pose, covariance: torch.Tensor | None = None) -> PoseSolutio
         covariance = 1e-6 * torch.eye(6, dtype=torch.float64).repeat(b, 1, 1)
     zeros = torch.zeros(b, 1, dtype=torch.float64)
     return PoseSolution(
-        pose, covariance, torch.zeros(b, dtype=torch.int64),
+        pose, covariance, torch.zeros_like(covariance), torch.zeros(b, dtype=torch.int64),
         torch.zeros(b, 1, dtype=torch.bool), torch.zeros(b, 1, 2, dtype=torch.float64),
         torch.zeros(b, dtype=torch.float64),
         MapErrorPosterior(

@@ -345,6 +345,7 @@ def _solution(given: _Inputs, fit: _Fit, status_code: Int[Tensor, " b"]) -> Pose
     return PoseSolution(
         pose=Pose(or_else(fit.pose.R_L_C, torch.nan), or_else(fit.pose.position_L, torch.nan)),
         covariance=or_else(field.normal.covariance, torch.nan),
+        map_covariance=or_else(field.normal.covariance - field.if_map_perfect, torch.nan),
         status_code=status_code,
         inlier=fit.inlier,
         residual_px=torch.where(given.valid[..., None], residual_px, torch.nan),
@@ -379,6 +380,7 @@ def fixes_on_host(solution: PoseSolution, matches: Matches, t_s: Sequence[float]
         solution.pose.position_L,
         solution.pose.R_L_C.flatten(1),
         solution.covariance.flatten(1),
+        solution.map_covariance.flatten(1),
     ]
     fixes = []
     for time, row in zip(t_s, torch.cat(columns, -1).cpu(), strict=True):  # one transfer
@@ -388,9 +390,10 @@ def fixes_on_host(solution: PoseSolution, matches: Matches, t_s: Sequence[float]
             fixes.append(
                 PoseFix(
                     time, status, n_matches, n_inliers, float(row[3]), row[4:7].clone(),
-                    row[7:16].reshape(3, 3).clone(), row[16:].reshape(6, 6).clone(),
+                    row[7:16].reshape(3, 3).clone(), row[16:52].reshape(6, 6).clone(),
+                    row[52:].reshape(6, 6).clone(),
                 )
             )  # fmt: skip
         else:
-            fixes.append(PoseFix(time, status, n_matches, n_inliers, None, None, None, None))
+            fixes.append(PoseFix(time, status, n_matches, n_inliers, None, None, None, None, None))
     return fixes

@@ -1,11 +1,16 @@
 """Figures with their limits, as rows that a table and a script can read."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tnav.evaluate.metrics import AGL_LIMIT_PERCENT, HORIZONTAL_LIMIT_M, HORIZONTAL_LIMIT_PX
-from tnav.evaluate.runlog import RunDocument
+from tnav.evaluate.runlog import RunDocument, StateSeries
 from tnav.records import FaultKind
+
+_SETTLED_S = 20.0
+# One descent is one draw, as the map's error stays: sqrt of chi-square(3 dof, 99.9 %) / 3.
+_RATIO_LIMIT = 2.33
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,18 @@ def rows_of(document: RunDocument) -> list[Row]:
         ),
         Row("false alarms", s.false_alarms, "alerts", "= 0", s.false_alarms == 0, 1, device),
     ]
+    ratio = _error_over_sigma(document.states)
+    rows.append(
+        Row(
+            f"navigation error over sigma, rms after {_SETTLED_S:.0f} s",
+            _rounded(ratio),
+            "",
+            f"< {_RATIO_LIMIT}",
+            ratio is not None and ratio < _RATIO_LIMIT,
+            1,
+            device,
+        )
+    )
     if s.expected_verdict != FaultKind.HEALTHY.value:
         before = s.seconds_before_no_return
         rows.append(
@@ -86,6 +103,21 @@ def rows_of(document: RunDocument) -> list[Row]:
             )
         )
     return rows
+
+
+def _error_over_sigma(states: StateSeries) -> float | None:
+    """Root mean square of position error over its sigma, over axes and time."""
+    squares = [
+        (error / sigma) ** 2
+        for errors, sigmas in (
+            (states.error_east_m, states.sigma_east_m),
+            (states.error_north_m, states.sigma_north_m),
+            (states.error_up_m, states.sigma_up_m),
+        )
+        for t_s, error, sigma in zip(states.t_s, errors, sigmas, strict=True)
+        if t_s > _SETTLED_S
+    ]
+    return math.sqrt(sum(squares) / len(squares)) if squares else None
 
 
 def _rounded(value: float | None) -> float | None:

@@ -164,4 +164,6 @@ def _moved_sigmas(before: Pose, solution: PoseSolution) -> float:
 
 
 def _refused(fix: PoseFix, status: FixStatus) -> PoseFix:
-    return replace(fix, status=status, position_L=None, R_L_C=None, covariance=None)
+    return replace(
+        fix, status=status, position_L=None, R_L_C=None, covariance=None, map_covariance=None
+    )

@@ -30,6 +30,7 @@ from tnav.navigate.filter import (
     update_star_tracker,
     update_vision,
 )
+from tnav.navigate.shared_error import shared_error_inflation
 from tnav.records import (
     AltimeterReading,
     FaultVerdict,
@@ -308,11 +309,19 @@ class _Flight:
         assert fix.position_L is not None
         assert fix.R_L_C is not None
         assert fix.covariance is not None
+        assert fix.map_covariance is not None
+        inflation = shared_error_inflation(
+            height_m=torch.tensor([agl_over(self.map_cpu, self.state.position_L)]).double(),
+            descent_m_s=self.state.velocity_L[:, 2],
+            interval_s=world.scenario.imaging.interval_s,
+            fov_rad=world.camera.fov_rad,
+            map_error=self.nav.map_error,
+        )
         self.state, innovation = update_vision(
             self.state,
             fix.position_L[None],
             fix.R_L_C[None],
-            fix.covariance[None],
+            fix.covariance[None] + (inflation - 1) * fix.map_covariance[None],
             torch.ones(1, dtype=torch.bool),
             R_B_C,
             t_s,

@@ -37,6 +37,11 @@ class Camera:
         focal_px = width_px / 2 / math.tan(math.radians(fov_deg) / 2)
         return cls(width_px, height_px, focal_px, width_px / 2, height_px / 2)
 
+    @property
+    def fov_rad(self) -> float:
+        """Horizontal field of view."""
+        return 2 * math.atan(self.width_px / 2 / self.focal_px)
+
     def ground_sample_distance_m(self, range_m: float) -> float:
         """Footprint of one pixel on a surface that faces the camera at that range."""
         return range_m / self.focal_px

@@ -4,8 +4,8 @@ Sixteen error states in the order of ``tnav.navigate.mechanisation``: position (
 and attitude (rad) in L, gyro bias (rad/s) and accelerometer bias (m/s^2) in B, and one bias of the
 altimeter's range (m), which stands for the map's local vertical error plus the sensor's own bias.
 The form is Sola 2017 (arXiv:1711.02508) with a perturbation in the local frame, the update
-Joseph's. Fixes are taken as independent of one another: map error that several images share is
-not modelled, so the sigma of altitude after many fixes of one ground is a lower bound.
+Joseph's. Fixes are taken as independent of one another: whoever fuses several of one ground
+first widens the share of the map's error (``tnav.navigate.shared_error``).
 
 **A gate never locks out for ever.** A measurement is rejected when its normalised innovation
 squared is less likely than ``1 - gate_probability``. A rejection blames the sensor; a run of them
