@@ -125,9 +125,9 @@ def render(
     seed: Seed = 0,
 ) -> None:
     """Render what the camera sees at times of a scenario: PNG, truth arrays, frames.jsonl."""
-    from tnav.evaluate.run import build_world
     from tnav.evaluate.scenario import load_scenario, resolve_device
     from tnav.evaluate.views import write_views
+    from tnav.evaluate.world import build_world
 
     world = build_world(load_scenario(scenario).with_seed(seed), resolve_device(device))
     for path in write_views(world, at, out):
@@ -186,10 +186,10 @@ def _run(scenario: str, out: Path, device: str, seed: int, healthy: bool) -> "Ru
 
     from tnav.evaluate.archive import save
     from tnav.evaluate.metrics import frame_line, score_folder, summary_lines
-    from tnav.evaluate.run import build_world
     from tnav.evaluate.run import run as fly
     from tnav.evaluate.runlog import write_document
     from tnav.evaluate.scenario import load_scenario, resolve_device
+    from tnav.evaluate.world import build_world
 
     recipe = load_scenario(scenario).with_seed(seed)
     recipe = recipe.healthy() if healthy else recipe

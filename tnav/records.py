@@ -176,17 +176,6 @@ class AltimeterSpec:
         return (self.noise_floor_m**2 + (self.noise_fraction * range_m) ** 2).sqrt()
 
 
-@dataclass(frozen=True, slots=True)
-class NavState:
-    """Navigation state of ``b`` descents; body frame B, local frame L."""
-
-    t_s: float
-    position_L: Float64[Tensor, "b 3"]
-    velocity_L: Float64[Tensor, "b 3"]
-    R_L_B: Float64[Tensor, "b 3 3"]
-    covariance: Float64[Tensor, "b k k"]  # error state, order in navigate.filter
-
-
 class Sensor(StrEnum):
     """Sources of innovations."""
 

@@ -6,8 +6,8 @@ import torch
 from tnav.estimate.pnp import solve_pose
 from tnav.evaluate import localise as module
 from tnav.evaluate.localise import Prediction, localise
-from tnav.evaluate.run import R_B_C, build_world, navigation_of, observe
 from tnav.evaluate.scenario import CameraRecipe, Imaging, load_scenario
+from tnav.evaluate.world import R_B_C, build_world, navigation_of, observe
 from tnav.geometry.camera import Camera
 from tnav.geometry.pose import Pose, so3_exp
 from tnav.records import FixStatus

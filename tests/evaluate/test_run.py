@@ -21,9 +21,10 @@ from tnav.evaluate.metrics import (
     summary_lines,
     within_limits,
 )
-from tnav.evaluate.run import build_world, run
+from tnav.evaluate.run import run
 from tnav.evaluate.runlog import RunDocument, json_schema, read_document, write_document
 from tnav.evaluate.scenario import CameraRecipe, Imaging, load_scenario
+from tnav.evaluate.world import build_world
 from tnav.simulate.faults import Bias, Dropout
 
 CPU = torch.device("cpu")

@@ -33,7 +33,6 @@ from tnav.navigate.filter import (
     FilterConfig,
     FilterState,
     initial_state,
-    nav_state,
     predict_range,
     propagate,
     update_altimeter,
@@ -569,15 +568,6 @@ def test_batch_of_two_is_two_batches_of_one() -> None:
         alone, _ = update_altimeter(one, reading, p, h, SPEC, CONFIG)
         assert torch.allclose(alone.covariance[0], after.covariance[i], rtol=1e-12, atol=1e-18)
         assert torch.allclose(alone.position_L[0], after.position_L[i], rtol=0, atol=1e-9)
-
-
-def test_nav_state_is_the_state() -> None:
-    state = start(70.0)
-    out = nav_state(state)
-    assert out.t_s == 70.0
-    assert out.covariance is state.covariance
-    assert out.position_L is state.position_L
-    assert out.R_L_B is state.R_L_B
 
 
 def test_bad_input_in_one_line() -> None:

@@ -16,8 +16,9 @@ from tnav.evaluate.archive import arrays_of
 from tnav.evaluate.calibration import measure_calibration
 from tnav.evaluate.limits import Row, rows_of
 from tnav.evaluate.metrics import score
-from tnav.evaluate.run import R_B_C, World, build_world, navigation_of, observe, run
+from tnav.evaluate.run import run
 from tnav.evaluate.scenario import load_scenario
+from tnav.evaluate.world import R_B_C, World, build_world, navigation_of, observe
 from tnav.geometry.camera import Camera
 from tnav.geometry.pose import Pose, so3_exp
 from tnav.match.matcher import match

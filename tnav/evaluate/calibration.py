@@ -15,7 +15,7 @@ from scipy.stats import chi2
 
 from tnav.evaluate.limits import Row
 from tnav.evaluate.localise import Localisation, Prediction, localise
-from tnav.evaluate.run import World, agl_over, navigation_of, true_view
+from tnav.evaluate.world import World, agl_over, navigation_of, true_view
 from tnav.geometry.pose import Pose, so3_exp, so3_log
 from tnav.records import FixStatus
 from tnav.render.detector import Detector, expose

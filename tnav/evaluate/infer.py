@@ -9,8 +9,8 @@ from pydantic import Field
 from tnav.config import Recipe, load_recipe
 from tnav.errors import ConfigError, ImageError
 from tnav.evaluate.localise import Localisation, Prediction, localise
-from tnav.evaluate.run import navigation_of
 from tnav.evaluate.scenario import Scenario
+from tnav.evaluate.world import navigation_of
 from tnav.geometry.pose import Pose
 from tnav.images import display_grey, draw_matches, read_image, write_png8
 from tnav.terrain.site import build_truth, degrade

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tnav.errors import ConfigError
-from tnav.evaluate.run import R_B_C, World, true_view
+from tnav.evaluate.world import R_B_C, World, true_view
 from tnav.files import written_aside
 from tnav.geometry.pose import Pose, quaternion_from_matrix
 from tnav.images import write_png16

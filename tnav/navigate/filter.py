@@ -49,7 +49,6 @@ from tnav.records import (
     AltimeterSpec,
     InertialIncrements,
     Innovation,
-    NavState,
     RangePrediction,
     Sensor,
     StarTrackerReading,
@@ -308,17 +307,6 @@ def update_altimeter(
     widening[:, RANGE_BIAS, 1] = share[:, 0]
     noise = noise[:, None, None]
     return _fuse(state, Sensor.ALTIMETER, residual, H, noise, present, widening, config)
-
-
-def nav_state(state: FilterState) -> NavState:
-    """What the rest of the program reads of the filter."""
-    return NavState(
-        t_s=state.t_s,
-        position_L=state.position_L,
-        velocity_L=state.velocity_L,
-        R_L_B=state.R_L_B,
-        covariance=state.covariance,
-    )
 
 
 def _fuse(
