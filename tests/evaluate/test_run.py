@@ -86,8 +86,12 @@ def test_late_acquisition_is_flagged_in_time(folder):
     assert all(row.passed is not False for row in rows_of(document))
 
 
-def test_the_healthy_twin_raises_nothing(world):
-    twin = run(world.healthy_twin(), _quiet, _quiet)
+@pytest.fixture(scope="module")
+def twin(world, faulty):
+    return run(world.healthy_twin(), _quiet, _quiet)
+
+
+def test_the_healthy_twin_raises_nothing(twin):
     document = score(arrays_of(twin, 0))
     assert document.verdicts == []
     assert document.summary.verdict == "healthy"
@@ -324,6 +328,15 @@ def test_a_slow_lander_has_no_point_of_no_return():
         "state_t_s": np.arange(10.0),
     }
     assert point_of_no_return(arrays, 1.85).t_s is None
+
+
+def test_the_report_says_how_to_fly_it_again(twin, folder, tmp_path):
+    save(twin, tmp_path, seed=7)
+    write_document(tmp_path / "run.json", score_folder(tmp_path))
+    assert _exit_code(["report", str(tmp_path)]) == 0
+    assert "tnav run resilience --seed 7 --healthy " in (tmp_path / "report.html").read_text()
+    assert _exit_code(["report", str(folder)]) == 0
+    assert "tnav run resilience --seed 0 " in (folder / "report.html").read_text()
 
 
 def _exit_code(argv):
