@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
+from tnav.dem.tiles import open_tile, sample_height_m
 from tnav.errors import TileError
 from tnav.geometry.moon import RADIUS_M
 from tnav.terrain.site import MapQuality, Site, _subdivide, build_truth, degrade
-from tnav.terrain.tiles import open_tile, sample_height_m
 
 SITE = Site(latitude_deg=60.5, longitude_deg=-4.6, cells=128, levels=6, finest_post_m=16.0)
 

@@ -14,11 +14,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from tnav.config import Recipe
+from tnav.dem.tiles import open_tile, sample_height_m
 from tnav.geometry.moon import RADIUS_M, LocalFrame
 from tnav.records import MapErrorModel
 from tnav.terrain.heightfield import Level, Terrain
 from tnav.terrain.relief import MIN_POSTS_PER_DIAMETER, add_relief
-from tnav.terrain.tiles import open_tile, sample_height_m
 
 _HALF_SPAN_MAX_M = 600e3  # beyond, the fixed point below no longer contracts
 _SPHERE_ITERATIONS = 12  # the fixed point contracts by the slope of the Moon's limb: 0.15 at 260 km

@@ -3,8 +3,8 @@ import pytest
 import rasterio
 from rasterio.transform import Affine
 
+from tnav.dem import tiles
 from tnav.errors import TileError
-from tnav.terrain import tiles
 
 
 def _raster(path, heights, crs="IAU_2015:30100", **more):

@@ -1,4 +1,4 @@
-"""The only door to GDAL: DEM tiles by name or path, checked, and sampled in latitude and longitude.
+"""DEM tiles by name or path, checked, and sampled in latitude and longitude.
 
 A tile is a raster of heights above a sphere, in any Moon CRS that GDAL knows. rasterio applies
 neither scale nor offset, so both come from the manifest (or, for a file of the user's, its tags).

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tnav.cli.dem import dem_app
 from tnav.errors import TnavError
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-dem_app = typer.Typer(help="DEM tiles that travel with tnav.", no_args_is_help=True)
 app.add_typer(dem_app, name="dem")
 
 _SEEDS = 10**6
@@ -147,37 +147,6 @@ def bench(
 
     rows = measure(name, resolve_device(device), seeds, lambda text: print(text, file=sys.stderr))
     _print_rows(f"bench {name}", rows, as_json)
-
-
-@dem_app.command(name="info")
-def dem_info(
-    name: Annotated[
-        str | None, typer.Argument(help="manifest entry or raster; default: all")
-    ] = None,
-) -> None:
-    """What a DEM is: product, CRS, posting, bounds."""
-    from tnav.terrain.tiles import load_manifest, open_tile
-
-    for each in [name] if name else sorted(load_manifest().tiles):
-        tile = open_tile(each)
-        west, south, east, north = tile.bounds
-        print(f"{tile.name}: {tile.product}")
-        print(f"  file {tile.path}")
-        print(f"  crs {tile.crs.to_string()}, height = {tile.scale} * DN + {tile.offset} m")
-        print(
-            f"  posting {tile.posting_m:.0f} m, features from {tile.effective_resolution_m:.0f} m"
-        )
-        print(f"  west {west} south {south} east {east} north {north}")
-
-
-@dem_app.command(name="verify")
-def dem_verify() -> None:
-    """Check every tile of the manifest: file, hash, CRS, radius."""
-    from tnav.terrain.tiles import load_manifest, open_tile
-
-    for name in sorted(load_manifest().tiles):
-        open_tile(name)
-        print(f"{name}: ok")
 
 
 def _run(scenario: str, out: Path, device: str, seed: int, healthy: bool) -> "RunDocument":

@@ -1,0 +1,1 @@
+"""Digital elevation models as files: find, check, fetch, import, mosaic, sample."""
