@@ -7,10 +7,22 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Int
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int32
 from torch import Tensor
 
 from tnav.geometry.pose import Pose
+
+
+@dataclass(frozen=True, slots=True)
+class SurfaceTruth:
+    """Photometry of the ground at every pixel's centre; NaN (level: -1) where not hit."""
+
+    normal_L: Float32[Tensor, "b h w 3"]  # unit, upwards
+    incidence_rad: Float32[Tensor, "b h w"]  # between normal and the Sun's centre
+    emission_rad: Float32[Tensor, "b h w"]  # between normal and camera
+    phase_rad: Float32[Tensor, "b h w"]  # between the Sun's centre and camera
+    sun_fraction: Float32[Tensor, "b h w"]  # of the Sun's light that arrives, in [0, 1]
+    level: Int32[Tensor, "b h w"]  # of the terrain
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +33,8 @@ class Frame:
     range_m: Float64[Tensor, "b h w"]  # along the unit ray; undefined where not hit
     xyz_L: Float64[Tensor, "b h w 3"]  # surface point, m; undefined where not hit
     hit: Bool[Tensor, "b h w"]
-    lit: Bool[Tensor, "b h w"]  # faces the Sun and sees it
+    lit: Bool[Tensor, "b h w"]  # faces the Sun and sees it: at least half of its light
+    surface: SurfaceTruth | None = None  # only where it was asked for
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.transform import Affine
+from rasters_made import cylinder, relief_m
 
-from tnav.dem import tiles
+from tnav.config import datasets_dir
+from tnav.dem import sampling, tiles
 from tnav.errors import TileError
 
 
@@ -85,7 +87,7 @@ def test_nan_and_nodata_are_refused_where_they_are_asked_for(tmp_path, bad):
     heights = _quadratic()
     heights[40, 50] = bad
     tile = tiles.open_tile(_raster(tmp_path / "n.tif", heights, nodata=-32768.0))
-    with pytest.raises(TileError, match=r"n.tif: 1 missing or NaN posts in rows"):
+    with pytest.raises(TileError, match=r"n.tif: 1 of 1 points: .*missing or NaN posts"):
         tiles.sample_height_m(tile, np.array([60.0]), np.array([-2.5]))
     far = tiles.sample_height_m(tile, np.array([61.5]), np.array([-4.5]))
     assert np.isfinite(far).all()
@@ -106,7 +108,7 @@ def test_missing_unreadable_and_damaged_files(tmp_path, monkeypatch):
     with pytest.raises(TileError, match="not a raster that GDAL can read"):
         tiles.open_tile(str(tmp_path / "text.tif"))
 
-    source = tiles.datasets_dir()
+    source = datasets_dir()
     (tmp_path / "tiles").mkdir()
     (tmp_path / "manifest.yaml").write_text((source / "manifest.yaml").read_text())
     monkeypatch.setenv("TNAV_DATASETS", str(tmp_path))
@@ -157,3 +159,80 @@ def test_two_bands_are_refused(tmp_path):
         raster.write(np.zeros((2, 8, 8), np.float32))
     with pytest.raises(TileError, match="2 bands"):
         tiles.open_tile(str(path))
+
+
+def test_a_raster_of_anything_gives_values_and_nan(tmp_path):
+    albedo = np.linspace(0.05, 0.3, 8000).reshape(80, 100).astype(np.float32)
+    albedo[40, 50] = np.nan
+    path = _raster(tmp_path / "albedo.tif", albedo)
+    raster = tiles.open_raster(tmp_path / "albedo.tif")
+    latitude = 62.0 - 0.05 * (np.array([10, 40, 10]) + 0.5)
+    longitude = -5.0 + 0.05 * (np.array([20.5, 50, 20]) + 0.5) + np.array([0.0, 0.0, 90.0])
+    found = tiles.sample_value(raster, latitude, longitude)
+    assert found[0] == pytest.approx((albedo[10, 20] + albedo[10, 21]) / 2)
+    assert np.isnan(found[1:]).all()
+    assert raster.fingerprint == tiles.open_tile(path).fingerprint
+
+
+def test_points_in_holes_are_counted_and_placed(tmp_path):
+    heights = _quadratic()
+    heights[30:50, 40:60] = np.nan
+    tile = tiles.open_tile(_raster(tmp_path / "h.tif", heights))
+    lat, lon = np.meshgrid(np.linspace(58.5, 61.5, 31), np.linspace(-4.5, -0.5, 41), indexing="ij")
+    with pytest.raises(TileError, match=r"\d+ of 1271 points: .*latitude 59\.\d+ to 60\.\d+, lon"):
+        tiles.sample_height_m(tile, lat, lon)
+    # beyond the reach of a stencil (two posts) heights are those of the surface
+    beside = np.array([62.0 - 0.05 * (29.5 - 2.1)]), np.array([-2.5])
+    expected = 3 * beside[1] ** 2 - 2 * beside[0] * beside[1] + 5 * beside[0]
+    assert tiles.sample_height_m(tile, *beside) == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.parametrize("west", [0.0, -180.0])
+def test_a_tile_around_the_moon_has_no_seam(tmp_path, west):
+    step = 1.0
+    path = _raster(
+        tmp_path / "g.tif",
+        cylinder(180, 360, west=west, north=90.0, step=step).astype(np.float64),
+        transform=Affine(step, 0, west, 0, -step, 90.0),
+    )
+    tile = tiles.open_tile(path)
+    assert tile.grid.periodic
+    lon = np.linspace(west - 2, west + 2, 81)
+    lat = np.full_like(lon, 33.3)
+    found = tiles.sample_height_m(tile, lat, lon)
+    assert found == pytest.approx(relief_m(lat, lon), abs=0.01)
+    assert tiles.sample_height_m(tile, lat, lon + 360) == pytest.approx(found, abs=1e-6)
+
+
+def test_a_tile_over_the_antimeridian_takes_both_conventions(tmp_path):
+    path = _raster(
+        tmp_path / "a.tif",
+        cylinder(80, 100, west=178.0),
+        transform=Affine(0.05, 0, 178.0, 0, -0.05, 62.0),
+    )
+    tile = tiles.open_tile(path)
+    assert not tile.grid.periodic
+    for lon in (181.2, -178.8, 541.2):
+        at = np.array([60.3]), np.array([lon])
+        assert tiles.sample_height_m(tile, *at) == pytest.approx(relief_m(*at), abs=0.01)
+    with pytest.raises(TileError, match="does not cover 1 of 1"):
+        tiles.sample_height_m(tile, np.array([60.3]), np.array([177.9]))
+
+
+def test_large_windows_are_read_in_pieces_without_a_trace(tmp_path, monkeypatch):
+    tile = tiles.open_tile(_raster(tmp_path / "p.tif", cylinder(300, 300)))
+    generator = np.random.default_rng(1)
+    lat, lon = generator.uniform(47.5, 61.5, 400), generator.uniform(-4.5, 9.5, 400)
+    whole = tiles.sample_height_m(tile, lat, lon)
+    monkeypatch.setattr(sampling, "_PIECE_POSTS", 4000)
+    assert tiles.sample_height_m(tile, lat, lon) == pytest.approx(whole, abs=1e-4)
+
+
+def test_a_projection_that_does_not_reach_is_outside(tmp_path):
+    polar = "+proj=stere +lat_0=90 +lon_0=0 +k=1 +R=1737400 +units=m +no_defs"
+    path = _raster(
+        tmp_path / "p.tif", _quadratic(), crs=polar, transform=Affine(1e3, 0, -5e4, 0, -1e3, 4e4)
+    )
+    tile = tiles.open_tile(path)
+    with pytest.raises(TileError, match="does not cover 2 of 2 points"):
+        tiles.sample_height_m(tile, np.array([-90.0, 20.0]), np.array([0.0, 0.0]))

@@ -7,10 +7,18 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from tnav.geometry.camera import Camera
+from tnav.geometry.distortion import BrownConrady, Fisheye
 from tnav.geometry.pose import Pose, so3_exp, so3_log
 from tnav.records import MapErrorModel, Matches, PoseSolution
 
 CAMERA = Camera.from_field_of_view(1024, 1024, 45.0)
+# A decentred barrel, 18 % short at its corners, and a fisheye that sees 71 deg from its axis there.
+LENSES = (
+    Camera.from_field_of_view(
+        1024, 1024, 60.0, BrownConrady(k1=-0.28, k2=0.09, p1=8e-4, p2=-5e-4, k3=-0.012)
+    ),
+    Camera.from_field_of_view(1024, 1024, 100.0, Fisheye(k1=-0.015, k2=0.004)),
+)
 NADIR = torch.tensor([[1.0, 0, 0], [0, -1.0, 0], [0, 0, -1.0]], dtype=torch.float64)
 PERFECT_MAP = MapErrorModel(sigma_m=0.0, correlation_m=300.0)
 

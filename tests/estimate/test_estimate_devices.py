@@ -1,19 +1,22 @@
 """The same numbers on the simulated accelerator, and no wait for it."""
 
+import pytest
 import torch
-from pose_scenes import CAMERA, make_scene
+from pose_scenes import CAMERA, LENSES, make_scene
 from simulated_device import count_syncs
 
 from tnav.estimate.altitude import estimate_altitude
 from tnav.estimate.pnp import fixes_on_host, solve_pose
+from tnav.geometry.camera import Camera
 from tnav.records import AltitudeEstimate, MapErrorModel, Matches, PoseSolution
 from tnav.terrain.heightfield import Level, Terrain
 
 ROUGH_MAP = MapErrorModel(sigma_m=3.0, correlation_m=300.0)
 
 
-def test_pose_and_altitude(simgpu: str) -> None:
-    scene = make_scene(61, frames=3, n=80, outliers=0.3, map_error=ROUGH_MAP)
+@pytest.mark.parametrize("camera", [CAMERA, *LENSES])
+def test_pose_and_altitude(simgpu: str, camera: Camera) -> None:
+    scene = make_scene(61, frames=3, n=80, outliers=0.3, map_error=ROUGH_MAP, camera=camera)
     scene.matches.valid[1] = False  # a failed frame goes the same way
     m = scene.matches
     terrain = Terrain([Level(-8192.0, -8192.0, 64.0, torch.zeros(257, 257))])
@@ -25,7 +28,7 @@ def test_pose_and_altitude(simgpu: str) -> None:
         prior, ground, axis_C = scene.prior.to(device), terrain.to(device), boresight_C.to(device)
         with count_syncs() as waits:
             solution = solve_pose(
-                matches, CAMERA, prior, attitude_sigma_rad=1e-3, map_error=ROUGH_MAP, seed=0
+                matches, camera, prior, attitude_sigma_rad=1e-3, map_error=ROUGH_MAP, seed=0
             )
             altitude = estimate_altitude(solution, ground, boresight_C=axis_C, map_error=ROUGH_MAP)
         assert not waits

@@ -8,6 +8,7 @@ import pytest
 import torch
 from pose_scenes import (
     CAMERA,
+    LENSES,
     PERFECT_MAP,
     Scene,
     make_scene,
@@ -125,6 +126,31 @@ def test_they_are_so_with_a_map_that_is_wrong_by_a_field(height_m: float) -> Non
         assert float(lied.mean()) > 3 * high
 
 
+@pytest.mark.parametrize("camera", LENSES)
+@pytest.mark.parametrize(("outliers", "sigma_rad"), [(0.0, 1e-3), (0.6, 1e-4)])
+def test_a_lens_with_distortion_is_as_good_as_any(
+    camera: Camera, outliers: float, sigma_rad: float
+) -> None:
+    scene = make_scene(
+        24, frames=150, n=120, outliers=outliers, attitude_sigma_rad=sigma_rad, camera=camera
+    )
+    solution = solve(scene, sigma_rad=sigma_rad, config=EASY, camera=camera)
+    assert statuses(solution) == [FixStatus.OK] * 150
+    low, high = mean_chi2_bounds(6, 150)
+    low *= shrink_by_inflation(2 * round(120 * (1 - outliers)) - 6)
+    assert low < float(nees(pose_error(solution, scene.truth), solution.covariance).mean()) < high
+
+
+def test_without_noise_the_pose_through_a_lens_is_exact() -> None:
+    for camera in LENSES:
+        scene = make_scene(25, n=60, noise_px=1e-6, attitude_sigma_rad=1e-6, camera=camera)
+        solution = solve(scene, sigma_rad=1e-2, camera=camera)
+        assert statuses(solution) == [FixStatus.OK]
+        assert float(pose_error(solution, scene.truth)[:, :3].norm()) < 1e-4
+        ideal = replace(camera, distortion=None)  # and the lens matters: without it, nothing fits
+        assert statuses(solve(scene, sigma_rad=1e-2, camera=ideal)) != [FixStatus.OK]
+
+
 def test_noisy_matches_widen_the_covariance_and_quiet_ones_do_not_shrink_it() -> None:
     worse = make_scene(23, frames=200, noise_px=0.6, claimed_px=0.2)
     solution = solve(worse, config=EASY)
@@ -238,12 +264,10 @@ def test_solves_when_the_wrong_ones_lie_within_the_search_window() -> None:
 def test_ill_conditioned_by_its_threshold() -> None:
     scene = make_scene(35)
     solution = solve(scene)
-    depth_m = ((scene.matches.point_L - solution.pose.position_L[:, None]) @ solution.pose.R_L_C)[
-        ..., 2
-    ]
+    range_m = (scene.matches.point_L - solution.pose.position_L[:, None]).norm(dim=-1)
     relative = float(
         solution.covariance.diagonal(dim1=-2, dim2=-1)[:, :3].sum().sqrt()
-        / (depth_m * solution.inlier).sum() * solution.inlier.sum()
+        / (range_m * solution.inlier).sum() * solution.inlier.sum()
     )  # fmt: skip
     over, under = (replace(AS_STATED, max_relative_sigma=relative * f) for f in (1.02, 0.98))
     assert statuses(solve(scene, config=over)) == [FixStatus.OK]

@@ -1,9 +1,11 @@
 """Consensus on the camera centre."""
 
+import pytest
 import torch
-from pose_scenes import CAMERA, make_scene
+from pose_scenes import CAMERA, LENSES, make_scene
 
 from tnav.estimate.ransac import consensus_centre, two_point_centre
+from tnav.geometry.camera import Camera
 
 
 def unit(rows: list[list[float]]) -> torch.Tensor:
@@ -36,11 +38,12 @@ def test_parallel_rays_and_points_behind_give_no_centre() -> None:
     assert two_point_centre(diverging, points).isnan().all()
 
 
-def test_finds_the_centre_among_four_fifths_outliers() -> None:
-    scene = make_scene(1, frames=50, n=330, outliers=0.8, attitude_sigma_rad=1e-4)
+@pytest.mark.parametrize("camera", [CAMERA, *LENSES])
+def test_finds_the_centre_among_four_fifths_outliers(camera: Camera) -> None:
+    scene = make_scene(1, frames=50, n=330, outliers=0.8, attitude_sigma_rad=1e-4, camera=camera)
     m = scene.matches
     centre = consensus_centre(
-        m.uv_px, m.point_L, m.valid, scene.prior.R_L_C, CAMERA,
+        m.uv_px, m.point_L, m.valid, scene.prior.R_L_C, camera,
         threshold_px=3.0, hypotheses=512, seed=0,
     )  # fmt: skip
     # Two pixels with 0.3 px noise, some hundred px apart: a few in a thousand of 1000 m.

@@ -2,21 +2,23 @@
 
 import pytest
 import torch
-from pose_scenes import CAMERA, make_scene
+from pose_scenes import CAMERA, LENSES, make_scene
 
 from tnav.estimate.refine import AttitudePrior, linearise, perturb, solve_normal
+from tnav.geometry.camera import Camera
 from tnav.geometry.pose import Pose, so3_exp
 
 
-def test_jacobians_are_those_of_autograd() -> None:
-    scene = make_scene(3, n=6, relief_m=30.0)
-    line = linearise(scene.prior, scene.matches.uv_px, scene.matches.point_L, CAMERA)
+@pytest.mark.parametrize("camera", [CAMERA, *LENSES])
+def test_jacobians_are_those_of_autograd(camera: Camera) -> None:
+    scene = make_scene(3, n=6, relief_m=30.0, camera=camera)
+    line = linearise(scene.prior, scene.matches.uv_px, scene.matches.point_L, camera)
     up = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
 
     def projected(step: torch.Tensor, height_m: torch.Tensor) -> torch.Tensor:
         pose = Pose(so3_exp(step[3:]) @ scene.prior.R_L_C, scene.prior.position_L + step[:3])
         point_L = scene.matches.point_L + height_m * up
-        return CAMERA.project((point_L - pose.position_L[:, None]) @ pose.R_L_C)
+        return camera.project((point_L - pose.position_L[:, None]) @ pose.R_L_C)
 
     at = (torch.zeros(6, dtype=torch.float64), torch.zeros((), dtype=torch.float64))
     J_x, J_n = torch.autograd.functional.jacobian(projected, at)
@@ -30,9 +32,18 @@ def test_a_point_behind_the_camera_is_marked_and_finite() -> None:
     point_L = scene.matches.point_L.clone()
     point_L[:, 0, 2] = 5000.0
     line = linearise(scene.truth, scene.matches.uv_px, point_L, CAMERA)
-    assert line.in_front.tolist() == [[False, True]]
+    assert line.seen.tolist() == [[False, True]]
     assert line.J_x.isfinite().all()
     assert line.residual_px.isfinite().all()
+
+
+def test_a_point_beyond_the_fold_of_the_lens_is_marked() -> None:
+    scene = make_scene(4, n=2, camera=LENSES[0])
+    point_L = scene.matches.point_L.clone()
+    point_L[:, 0, 0] += 5000.0  # 79 deg from the axis, where the lens would fold it back
+    line = linearise(scene.truth, scene.matches.uv_px, point_L, LENSES[0])
+    assert line.seen.tolist() == [[False, True]]
+    assert line.J_x.isfinite().all()
 
 
 def test_normal_equations_keep_their_digits_across_units() -> None:

@@ -1,9 +1,12 @@
+import math
 from datetime import UTC, datetime
 
 import pytest
 
 from tnav.errors import ConfigError, DeviceError
 from tnav.evaluate.scenario import Scenario, load_scenario, resolve_device
+from tnav.geometry.camera import Camera
+from tnav.geometry.distortion import BrownConrady, Fisheye
 from tnav.records import FaultKind
 
 
@@ -38,6 +41,20 @@ def _write(tmp_path, text):
     [
         ("camera:\n  focal_px: -400\n", r"s.yaml:5: camera.focal_px: .*greater than 0.*-400"),
         ("camera:\n  fov_dge: 40\n", r"s.yaml:5: camera.fov_dge: .*'fov_deg'"),
+        ("camera:\n  fov_deg: 150\n", r"s.yaml:4: camera: .*150\.0 needs a fisheye"),
+        (
+            "camera:\n  distortion: {kind: brown_conrady, k1: -2.9}\n",
+            r"s.yaml:4: camera: .*camera\.fov_deg: 45, but the distortion folds at 35\.6",
+        ),
+        (
+            "camera:\n  focal_px: 600\n  distortion: {kind: brown_conrady, k1: -0.2}\n",
+            r"s.yaml:4: camera: .*brown_conrady folds .*expected one-to-one over the image",
+        ),
+        (
+            "camera:\n  distortion: {kind: fisheye, k9: 1}\n",
+            r"s.yaml:5: camera.distortion.fisheye.k9: unknown key \(known: k1, k2, k3, k4, kind\)",
+        ),
+        ("camera:\n  distortion: {kind: mirror}\n", r"s.yaml:5: camera.distortion: .*'fisheye'"),
         ("fault: {kind: gremlin}\n", r"s.yaml:4: fault: .*'gremlin'.*late_acquisition"),
         ("imaging: {samples: 3}\n", r"s.yaml:4: imaging.samples: .*1, 4, 9 or 16"),
         ("map: {coarser: 0}\n", r"s.yaml:4: map.coarser"),
@@ -57,6 +74,17 @@ def _write(tmp_path, text):
 def test_mistakes_are_named_with_file_line_and_field(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         load_scenario(_write(tmp_path, text))
+
+
+def test_a_camera_with_distortion(tmp_path):
+    text = "camera:\n  fov_deg: 190\n  distortion: {kind: fisheye, k1: -0.01}\n"
+    camera = load_scenario(_write(tmp_path, text)).camera.camera()
+    assert camera.distortion == Fisheye(k1=-0.01)
+    assert math.degrees(camera.fov_rad) == pytest.approx(190.0)
+    text = "camera:\n  focal_px: 1300\n  distortion: {kind: brown_conrady, k1: -0.2, p1: 1.0e-3}\n"
+    camera = load_scenario(_write(tmp_path, text)).camera.camera()
+    assert camera == Camera(1024, 1024, 1300.0, 512.0, 512.0, BrownConrady(k1=-0.2, p1=1e-3))
+    assert load_scenario(_write(tmp_path, "")).camera.camera().distortion is None
 
 
 def test_times_without_zone_are_utc(tmp_path):

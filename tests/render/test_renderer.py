@@ -3,56 +3,51 @@ import math
 import pytest
 import simulated_device
 import torch
+from render_scenes import CAMERA, NADIR, flat, ground, hills, pose_over, vector
 
 from tnav.errors import ConfigError
 from tnav.geometry.camera import Camera
-from tnav.geometry.pose import Pose, so3_exp
+from tnav.geometry.distortion import Fisheye
+from tnav.geometry.pose import Pose, concatenate
 from tnav.geometry.sun import direction_L
-from tnav.render.reflectance import lunar_lambert
-from tnav.render.renderer import AlbedoField, render
+from tnav.render.dust import DustPlume
+from tnav.render.motion import Motion
+from tnav.render.reflectance import Hapke, Lambert, LunarLambert, radiance_factor
+from tnav.render.renderer import render
+from tnav.render.sampling import blocks
+from tnav.render.sunlight import Earthshine, Sunlight
+from tnav.terrain.albedo import AlbedoField
 from tnav.terrain.heightfield import Level, Terrain
-
-NADIR = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))
-CAMERA = Camera.from_field_of_view(48, 40, 40.0)
-
-
-def _terrain(surface, half_m=640.0, post_m=10.0):
-    count = round(2 * half_m / post_m) + 1
-    axis = torch.linspace(-half_m, half_m, count)
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    return Terrain((Level(west_m=-half_m, south_m=-half_m, post_m=post_m, z_L=surface(x, y)),))
-
-
-def _pose(x=0.0, y=0.0, z=500.0, tilt_deg=0.0):
-    tilt = torch.tensor([math.radians(tilt_deg), 0.0, 0.0], dtype=torch.float64)
-    return Pose((so3_exp(tilt) @ NADIR)[None], torch.tensor([[x, y, z]], dtype=torch.float64))
 
 
 def test_a_tilted_plane_has_one_radiance_and_exact_points():
     slope = 0.1
-    terrain = _terrain(lambda x, y: slope * x)
+    terrain = ground(lambda x, y: slope * x)
     sun_L = direction_L(90.0, 30.0)
-    frame = render(terrain, CAMERA, _pose(), sun_L)
+    frame = render(terrain, CAMERA, pose_over(), sun_L)
     assert bool(frame.hit.all())
     assert bool(frame.lit.all())
     xyz = frame.xyz_L[0]
     assert torch.allclose(xyz[..., 2], slope * xyz[..., 0], atol=1e-4)
     # each pixel's point projects to its centre
-    point_C = (xyz - _pose().position_L[0]) @ NADIR
+    point_C = (xyz - pose_over().position_L[0]) @ NADIR
     assert torch.allclose(CAMERA.project(point_C), CAMERA.pixel_centres("cpu"), atol=1e-6)
     normal = torch.tensor([-slope, 0.0, 1.0], dtype=torch.float64)
     normal = normal / normal.norm()
-    ray = (xyz - _pose().position_L[0]) / frame.range_m[0][..., None]
-    expected = 0.13 * lunar_lambert(
-        (normal @ sun_L).expand(ray.shape[:2]), -(ray @ normal), torch.acos(-(ray @ sun_L))
+    ray = (xyz - pose_over().position_L[0]) / frame.range_m[0][..., None]
+    expected = radiance_factor(
+        LunarLambert(),
+        (normal @ sun_L).expand(ray.shape[:2]),
+        -(ray @ normal),
+        torch.acos(-(ray @ sun_L)),
     )
     assert torch.allclose(frame.image[0, 0].double(), expected, atol=1e-5)
 
 
 def test_a_wall_casts_a_shadow_of_the_right_length():
     """A 40 m wall at x = 0 under a Sun in the west at 20 deg: 40 / tan 20 = 110 m to the east."""
-    terrain = _terrain(lambda x, y: torch.where(x.abs() < 5.0, 40.0, 0.0), post_m=5.0)
-    frame = render(terrain, CAMERA, _pose(z=600.0), direction_L(270.0, 20.0))
+    terrain = ground(lambda x, y: torch.where(x.abs() < 5.0, 40.0, 0.0), post_m=5.0)
+    frame = render(terrain, CAMERA, pose_over(z=600.0), direction_L(270.0, 20.0))
     row = frame.xyz_L[0, 20]
     lit, x = frame.lit[0, 20], row[:, 0]
     flat = row[:, 2].abs() < 0.1
@@ -66,15 +61,15 @@ def test_a_wall_casts_a_shadow_of_the_right_length():
 
 
 def test_a_slope_that_faces_away_is_dark():
-    terrain = _terrain(lambda x, y: -0.5 * x)
-    frame = render(terrain, CAMERA, _pose(), direction_L(270.0, 20.0))  # slope of 26 deg
+    terrain = ground(lambda x, y: -0.5 * x)
+    frame = render(terrain, CAMERA, pose_over(), direction_L(270.0, 20.0))  # slope of 26 deg
     assert not bool(frame.lit.any())
     assert float(frame.image.max()) == 0.0
 
 
 def test_sky_is_no_hit():
     frame = render(
-        _terrain(lambda x, y: 0 * x), CAMERA, _pose(tilt_deg=180.0), direction_L(0.0, 45.0)
+        ground(lambda x, y: 0 * x), CAMERA, pose_over(tilt_deg=180.0), direction_L(0.0, 45.0)
     )
     assert not bool(frame.hit.any())
     assert not bool(frame.lit.any())
@@ -88,16 +83,18 @@ def test_samples_average_a_checkerboard_that_one_sample_aliases():
     terrain = Terrain((Level(west_m=-256.0, south_m=-256.0, post_m=2.0, z_L=rough),))
     spread = {}
     for samples in (1, 4, 16):
-        frame = render(terrain, CAMERA, _pose(z=600.0), direction_L(90.0, 30.0), samples=samples)
+        frame = render(
+            terrain, CAMERA, pose_over(z=600.0), direction_L(90.0, 30.0), samples=samples
+        )
         spread[samples] = float(frame.image.std())
     assert spread[4] < 0.65 * spread[1]
     assert spread[16] < 0.65 * spread[4]
 
 
 def test_samples_leave_geometry_at_the_pixel_centre():
-    terrain = _terrain(lambda x, y: 5 * torch.sin(x / 20))
-    one = render(terrain, CAMERA, _pose(), direction_L(90.0, 30.0))
-    four = render(terrain, CAMERA, _pose(), direction_L(90.0, 30.0), samples=4)
+    terrain = ground(lambda x, y: 5 * torch.sin(x / 20))
+    one = render(terrain, CAMERA, pose_over(), direction_L(90.0, 30.0))
+    four = render(terrain, CAMERA, pose_over(), direction_L(90.0, 30.0), samples=4)
     assert torch.equal(one.xyz_L, four.xyz_L)
     assert torch.equal(one.lit, four.lit)
 
@@ -106,14 +103,14 @@ def test_samples_leave_geometry_at_the_pixel_centre():
 def test_samples_must_be_a_square(samples):
     with pytest.raises(ConfigError, match="expected a square"):
         render(
-            _terrain(lambda x, y: 0 * x), CAMERA, _pose(), direction_L(0.0, 45.0), samples=samples
+            ground(lambda x, y: 0 * x), CAMERA, pose_over(), direction_L(0.0, 45.0), samples=samples
         )
 
 
 def test_batch_equals_singles():
-    terrain = _terrain(lambda x, y: 5 * torch.sin(x / 20) * torch.cos(y / 30))
-    a, b = _pose(10.0, 0.0, 400.0, 5.0), _pose(-30.0, 20.0, 700.0, -8.0)
-    both = Pose(torch.cat([a.R_L_C, b.R_L_C]), torch.cat([a.position_L, b.position_L]))
+    terrain = ground(lambda x, y: 5 * torch.sin(x / 20) * torch.cos(y / 30))
+    a, b = pose_over(10.0, 0.0, 400.0, 5.0), pose_over(-30.0, 20.0, 700.0, -8.0)
+    both = concatenate([a, b])
     sun_L = direction_L(108.0, 12.0)
     batch = render(terrain, CAMERA, both, sun_L)
     for k, single in enumerate((a, b)):
@@ -123,27 +120,221 @@ def test_batch_equals_singles():
 
 
 def test_albedo_is_a_factor_with_the_stated_contrast():
-    terrain = _terrain(lambda x, y: 0 * x)
+    terrain = ground(lambda x, y: 0 * x)
     albedo = AlbedoField.draw(0, contrast=0.1, wavelengths_m=(20.0, 100.0))
-    plain = render(terrain, CAMERA, _pose(), direction_L(90.0, 30.0))
-    painted = render(terrain, CAMERA, _pose(), direction_L(90.0, 30.0), albedo=albedo)
+    plain = render(terrain, CAMERA, pose_over(), direction_L(90.0, 30.0))
+    painted = render(terrain, CAMERA, pose_over(), direction_L(90.0, 30.0), albedo=albedo)
     ratio = (painted.image / plain.image)[0, 0]
     expected = albedo.at(plain.xyz_L[0, ..., :2])
     assert torch.allclose(ratio, expected, atol=1e-5)
-    points = 2e4 * torch.rand(100_000, 2, generator=torch.Generator().manual_seed(1)).double()
-    assert float(albedo.at(points).std()) == pytest.approx(0.1, rel=0.1)
-    assert float(albedo.at(points).mean()) == pytest.approx(1.0, abs=0.01)
+
+
+def test_albedo_is_averaged_with_the_samples():
+    """Waves shorter than a 10 m pixel: sixteen samples see their mean, one a random phase."""
+    camera = Camera.from_field_of_view(32, 32, 40.0)
+    pose = pose_over(z=10.0 * camera.focal_px)
+    albedo = AlbedoField.draw(0, contrast=0.2, wavelengths_m=(4.0, 8.0))
+    spread = {
+        samples: float(
+            render(
+                flat(), camera, pose, direction_L(90.0, 60.0), samples=samples, albedo=albedo,
+                reflectance=Lambert(),
+            ).image.std()
+        )
+        for samples in (1, 16)
+    }  # fmt: skip
+    assert spread[16] < 0.5 * spread[1]
+
+
+def _everything(device="cpu"):
+    """All options at once, for three poses with their own Suns and motions."""
+    poses = concatenate([
+        pose_over(10.0, 0.0, 25.0, 5.0),
+        pose_over(-30.0, 20.0, 18.0, 40.0),
+        pose_over(5.0, 5.0, 60.0, 80.0),
+    ]).to(device)  # fmt: skip
+    suns_L = torch.stack([direction_L(108.0, 12.0), direction_L(250.0, 3.0), vector(0.0, 0.0, 1.0)])
+    velocity_L = torch.stack(
+        [vector(5.0, 0.0, -1.0), vector(0.0, -9.0, 0.0), vector(0.0, 0.0, 0.0)]
+    )
+    earth = Earthshine(direction_L(190.0, 30.0).to(device), 1e-4)
+    motion = Motion(
+        velocity_L.to(device), vector(0.1, 0.0, -0.2).to(device), exposure_s=0.01, readout_s=0.05
+    )
+    options = {
+        "samples": 4,
+        "albedo": AlbedoField.draw(0, contrast=0.1, wavelengths_m=(4.0, 100.0)),
+        "motion": motion,
+        "dust": DustPlume(),
+        "reflectance": Hapke(),
+        "truth": True,
+    }
+    return poses, Sunlight(suns_L.to(device), samples=3, earth=earth), options
+
+
+def _assert_same(a, b):
+    for name in ("image", "range_m", "xyz_L", "hit", "lit"):
+        assert torch.equal(getattr(a, name).nan_to_num(-1), getattr(b, name).nan_to_num(-1)), name
+    for name in a.surface.__slots__:
+        left, right = getattr(a.surface, name), getattr(b.surface, name)
+        assert torch.equal(left.nan_to_num(-1), right.nan_to_num(-1)), name
+
+
+# of a 48 x 40 frame: some rows, one frame, two frames
+@pytest.mark.parametrize("rays", [17 * 48 + 5, 1920, 2 * 1920])
+def test_memory_changes_no_bit(rays):
+    poses, light, options = _everything()
+    expected = render(hills(), CAMERA, poses, light, **options)
+    assert 0.2 < float(expected.hit.double().mean()) < 1
+    frame = render(hills(), CAMERA, poses, light, memory_bytes=256 * rays, **options)
+    _assert_same(frame, expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "most"), [((5, 7, 9), 1), ((5, 7, 9), 20), ((5, 7, 9), 130), ((64, 1024, 1024), 2**21)]
+)
+def test_blocks_cover_every_ray_once_within_their_size(size, most):
+    seen = torch.zeros(size[:2], dtype=torch.int64)
+    for block in blocks(*size, most_rays=most):
+        part = seen[block.poses, block.rows]
+        assert part.numel() * size[2] <= max(most, size[2])
+        part += 1
+    assert bool((seen == 1).all())
+
+
+def test_an_empty_batch_is_an_empty_frame():
+    frame = render(hills(), CAMERA, pose_over()[:0], direction_L(90.0, 30.0), samples=4)
+    assert frame.image.shape == (0, 1, 40, 48)
 
 
 def test_simulated_accelerator_gives_the_same_picture_without_waiting(simgpu):
-    terrain = _terrain(lambda x, y: 5 * torch.sin(x / 20) * torch.cos(y / 30))
-    albedo = AlbedoField.draw(0, contrast=0.1, wavelengths_m=(20.0, 100.0))
-    sun_L = direction_L(108.0, 12.0)
-    expected = render(terrain, CAMERA, _pose(), sun_L, samples=4, albedo=albedo)
-    there, pose, sun = terrain.to(simgpu), _pose().to(simgpu), sun_L.to(simgpu)
-    with simulated_device.count_syncs() as syncs:
-        frame = render(there, CAMERA, pose, sun, samples=4, albedo=albedo)
-    assert frame.image.device.type == simgpu
-    assert torch.equal(frame.image.cpu(), expected.image)
-    assert torch.equal(frame.xyz_L.cpu(), expected.xyz_L)
-    assert not syncs, syncs
+    """With everything switched on, in blocks and in one."""
+    poses, light, options = _everything()
+    expected = render(hills(), CAMERA, poses, light, **options)
+    there = hills().to(simgpu)
+    poses, light, options = _everything(simgpu)
+    options["albedo"] = options["albedo"].to(simgpu)
+    for memory_bytes in (None, 256 * 1920):
+        with simulated_device.count_syncs() as syncs:
+            frame = render(there, CAMERA, poses, light, memory_bytes=memory_bytes, **options)
+        assert not syncs, syncs
+        assert frame.image.device.type == simgpu
+        assert torch.equal(frame.image.cpu(), expected.image)
+        assert torch.equal(frame.xyz_L.cpu().nan_to_num(-1), expected.xyz_L.nan_to_num(-1))
+        assert torch.equal(
+            frame.surface.sun_fraction.cpu().nan_to_num(-1),
+            expected.surface.sun_fraction.nan_to_num(-1),
+        )
+
+
+@pytest.mark.parametrize("azimuth_deg", [0.0, 90.0, 180.0, 270.0, 33.0])
+def test_a_grazing_sun_leaks_no_light(azimuth_deg):
+    """At 1 deg, east, west and along the grid too: what faces away or is hidden is black."""
+    sun_L = direction_L(azimuth_deg, 1.0)
+    frame = render(hills(), CAMERA, pose_over(), sun_L, truth=True)
+    image, surface = frame.image[:, 0], frame.surface
+    assert bool(frame.hit.all())
+    assert float(image[~frame.lit].max()) == 0.0
+    assert float(image[frame.lit].min()) > 0.0
+    away = surface.incidence_rad > math.pi / 2
+    assert 0.2 < float(away.double().mean()) < 0.8
+    assert float(image[away].max()) == 0.0
+    # behind 5 m hills nearly all of the ground lies in shadow at 1 deg, whatever faces the Sun
+    assert 0 < float(frame.lit.double().mean()) < 0.35
+
+
+@pytest.mark.parametrize("rays", [1, 16])
+@pytest.mark.parametrize("elevation_deg", [-1.0, -20.0, -90.0])
+def test_under_the_horizon_the_sun_lights_nothing(elevation_deg, rays):
+    light = Sunlight(direction_L(90.0, elevation_deg), samples=rays)
+    frame = render(hills(), CAMERA, pose_over(), light)
+    assert not bool(frame.lit.any())
+    assert float(frame.image.abs().max()) == 0.0
+
+
+@pytest.mark.parametrize("heading", [(1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0)])
+def test_from_over_a_post_along_the_grid(heading):
+    """The camera over a post, its middle column of rays exactly over a line of posts."""
+    camera = Camera(9, 9, 6.0, 4.5, 4.5)
+    terrain = hills()
+    east, north = heading
+    R = torch.tensor([[north, 0, east], [-east, 0, north], [0, -1, 0]], dtype=torch.float64)
+    tilt = 0.6
+    c, s = math.cos(tilt), math.sin(tilt)
+    R = R @ torch.tensor([[1, 0, 0], [0, c, s], [0, -s, c]], dtype=torch.float64)
+    pose = Pose(R[None], torch.tensor([[20.0, -30.0, 40.0]], dtype=torch.float64))
+    frame = render(terrain, camera, pose, direction_L(90.0, 1.0))
+    column = frame.xyz_L[0, :, 4][frame.hit[0, :, 4]]
+    across = column[:, 1] + 30.0 if east else column[:, 0] - 20.0
+    assert len(column) > 4
+    assert float(across.abs().max()) < 1e-9
+    height_m, _ = terrain.height_L(column[:, :2])
+    assert torch.allclose(column[:, 2], height_m, atol=1e-9)
+
+
+def test_straight_down_over_a_post():
+    camera = Camera(3, 3, 30.0, 1.5, 1.5)
+    frame = render(hills(), camera, pose_over(10.0, 20.0, 100.0), direction_L(90.0, 45.0))
+    assert bool(frame.hit.all())
+    assert torch.allclose(frame.xyz_L[0, 1, 1, :2], vector(10.0, 20.0), atol=1e-12)
+
+
+def _at_ground(offset_m):
+    terrain = hills()
+    z, _ = terrain.height_L(torch.tensor([[20.0, -30.0]], dtype=torch.float64))
+    return terrain, pose_over(20.0, -30.0, float(z[0]) + offset_m)
+
+
+@pytest.mark.parametrize("offset_m", [0.0, -1e-6, -3.0, -500.0])
+def test_on_or_under_the_ground_the_camera_sees_nothing(offset_m):
+    terrain, pose = _at_ground(offset_m)
+    frame = render(terrain, CAMERA, pose, direction_L(90.0, 45.0), truth=True)
+    assert not bool(frame.hit.any())
+    assert not bool(frame.lit.any())
+    assert float(frame.image.abs().max()) == 0.0
+    assert bool(frame.surface.incidence_rad.isnan().all())
+
+
+def test_a_millimetre_over_the_ground_it_sees():
+    terrain, pose = _at_ground(1e-3)
+    frame = render(terrain, CAMERA, pose, direction_L(90.0, 45.0))
+    assert bool(frame.hit.all())
+
+
+@pytest.mark.parametrize("x", [math.inf, -math.inf, math.nan])
+def test_from_nowhere_nothing_is_hit(x):
+    poses = concatenate([pose_over(x, 0.0, 500.0), pose_over()])
+    options = {"samples": 4, "truth": True, "dust": DustPlume(onset_m=900.0)}
+    frame = render(hills(), CAMERA, poses, direction_L(90.0, 45.0), **options)
+    assert not bool(frame.hit[0].any())
+    assert float(frame.image[0].abs().max()) == 0.0
+    alone = render(hills(), CAMERA, pose_over(), direction_L(90.0, 45.0), **options)
+    assert torch.equal(frame.image[1], alone.image[0])
+
+
+@pytest.mark.parametrize("x", [641.0, 700.0, 900.0])
+def test_from_beside_the_terrain_only_its_rim_is_hit(x):
+    """A ray that comes in under the ground ends at once, in the face where the terrain is cut."""
+    frame = render(hills(), CAMERA, pose_over(x, 0.0, 500.0), direction_L(90.0, 45.0), samples=4)
+    assert bool(torch.isfinite(frame.image).all())
+    assert not bool(frame.hit.all())
+    inside = frame.xyz_L[frame.hit][:, 0]
+    assert float(inside.max()) <= 640.0 + 1e-9
+
+
+def test_a_nan_attitude_hits_nothing():
+    pose = Pose(torch.full((1, 3, 3), math.nan, dtype=torch.float64), pose_over().position_L)
+    frame = render(hills(), CAMERA, pose, direction_L(90.0, 45.0), samples=4)
+    assert not bool(frame.hit.any())
+    assert float(frame.image.abs().max()) == 0.0
+
+
+@pytest.mark.parametrize("fov_deg", [60.0, 150.0])
+def test_a_fisheye_sees_each_point_at_its_pixel(fov_deg):
+    lens = Fisheye(k1=0.02, k2=-0.005, k3=0.001)
+    camera = Camera.from_field_of_view(48, 40, fov_deg, distortion=lens)
+    frame = render(flat(), camera, pose_over(z=50.0), direction_L(90.0, 30.0))
+    point_C = (frame.xyz_L[0] - pose_over(z=50.0).position_L[0]) @ NADIR
+    away_px = (camera.project(point_C) - camera.pixel_centres("cpu")).norm(dim=-1)
+    assert float(frame.hit.double().mean()) > 0.5
+    assert float(away_px[frame.hit[0]].max()) < 1e-6

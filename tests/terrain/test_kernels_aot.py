@@ -9,8 +9,8 @@ import warp as wp
 
 from tnav.terrain import kernels
 
-KERNELS = ("cast_kernel", "occluded_kernel")
-MAX_REGISTERS = 128  # two blocks of 256 threads fill the 64 k registers of a multiprocessor
+# five (four) blocks of 128 threads share the 64 k registers of a multiprocessor
+MAX_REGISTERS = {"cast_kernel": 96, "occluded_kernel": 128, "normal_kernel": 64}
 # attributes of section .nv.info: (function's symbol, value)
 REGISTERS, FRAME_BYTES = 0x2F, 0x11
 
@@ -64,13 +64,13 @@ def _by_function(cubin: bytes, attribute: int) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("arch", [80, 86, 90, 120])
 def test_kernels_compile_for_cuda_without_a_gpu(arch: int, tmp_path: Path) -> None:
     wp.config.log_level = wp.LOG_WARNING
     wp.compile_aot_module(kernels, arch=arch, module_dir=tmp_path, use_ptx=False)
     (cubin,) = (path.read_bytes() for path in tmp_path.glob(f"*sm{arch}*.cubin"))
     registers, frames = _by_function(cubin, REGISTERS), _by_function(cubin, FRAME_BYTES)
-    for kernel in KERNELS:
+    for kernel, limit in MAX_REGISTERS.items():
         (name,) = [name for name in registers if name.startswith(kernel)]
-        assert 32 < registers[name] <= MAX_REGISTERS
+        assert 32 < registers[name] <= limit
         assert frames[name] == 0  # nothing spills to memory

@@ -30,7 +30,7 @@ from terrain_oracle import camera_rays, nested_terrain
 from tnav.terrain import raycast
 
 raycast._BAND_RAYS = 50
-raycast.os.cpu_count = lambda: 4
+torch.set_num_threads(4)
 terrain = nested_terrain()
 views = [camera_rays(tilt, 90.0) for tilt in (0, 60, 88)]
 compass = torch.tensor([[1, 0, -0.1], [-1, 0, -0.1], [0, 1, -0.1], [0, -1, -0.1]]).double()
@@ -61,9 +61,9 @@ def test_bands_of_threads_are_bit_identical_to_one_launch(monkeypatch: pytest.Mo
     direction = camera_rays(50, 10, side=150)
     origin = _vector(0, 0, 70.0).expand(direction.shape)
     sun = unit(_vector(1, 1, 0.5))
-    monkeypatch.setattr(raycast.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(raycast.torch, "get_num_threads", lambda: 1)
     one, dark = cast(terrain, origin, direction), occluded(terrain, origin, sun)
-    monkeypatch.setattr(raycast.os, "cpu_count", lambda: 5)
+    monkeypatch.setattr(raycast.torch, "get_num_threads", lambda: 5)
     monkeypatch.setattr(raycast, "_BAND_RAYS", 100)
     many = cast(terrain, origin, direction)
     assert torch.equal(one.hit, many.hit)

@@ -1,14 +1,23 @@
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from tnav.dem.tiles import open_tile, sample_height_m
+from tnav.dem.mosaic import open_dem
+from tnav.dem.tiles import sample_height_m
 from tnav.errors import TileError
 from tnav.geometry.moon import RADIUS_M
-from tnav.terrain.site import MapQuality, Site, _subdivide, build_truth, degrade
+from tnav.terrain.cache import HeightCache
+from tnav.terrain.levels import Pyramid, restrict, up_in_L_
+from tnav.terrain.site import MapQuality, Site, build_truth, degrade
+from tnav.terrain.synthetic import Relief
 
 SITE = Site(latitude_deg=60.5, longitude_deg=-4.6, cells=128, levels=6, finest_post_m=16.0)
+RIM = 17  # posts that Terrain fades into the level around, and their neighbours
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 @pytest.fixture(scope="module")
@@ -32,37 +41,118 @@ def test_ground_follows_the_dem_and_the_sphere(truth):
     assert bool(inside.all())
     p = torch.cat([xy, z[:, None]], -1)
     lat, lon, height = SITE.frame.geodetic(p)
-    dem = sample_height_m(open_tile(SITE.dem), lat.numpy(), lon.numpy())
+    dem = sample_height_m(open_dem(SITE.dem), lat.numpy(), lon.numpy())
     # craters of 2.5 to 4 km and roughness under 4 km are added: tens of metres
     assert torch.allclose(height, torch.from_numpy(dem), atol=250.0)
-    assert (level.z_L[0, 0] - level.z_L[64, 64]).abs() > 200  # sag of 618 m at 46 km
+    assert level.z_L.shape[0] == 129
+    corner_m = RADIUS_M - math.sqrt(RADIUS_M**2 - 2 * 32768.0**2)  # 618 m of sag
+    assert -corner_m - 3500 < float(level.z_L[0, 0]) < -corner_m - 1000  # the mare lies low
 
 
-def test_resampling_is_the_fixed_point_of_the_dem():
-    """Without relief the agreement is to float32: build the coarsest level alone."""
-    from tnav.terrain.site import _resample
-
-    z = _resample(SITE, 512.0)
-    axis = torch.linspace(-64 * 512.0, 64 * 512.0, 129, dtype=torch.float64)
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    lat, lon, height = SITE.frame.geodetic(torch.stack([x, y, z.double()], -1))
-    dem = torch.from_numpy(sample_height_m(open_tile(SITE.dem), lat.numpy(), lon.numpy()))
-    assert float((height - dem).abs().max()) < 2e-3
-    assert float(z[0, 0]) < -(RADIUS_M - math.sqrt(RADIUS_M**2 - 2 * 32768.0**2)) + 2000
+def test_every_level_averages_to_the_coarser(truth):
+    for fine, coarse in zip(truth.levels, truth.levels[1:], strict=False):
+        inner = fine.z_L[RIM:-RIM, RIM:-RIM].double()  # row 1 of it is row 18 of the level: even
+        average = restrict(inner)
+        row0 = round((fine.south_m - coarse.south_m) / coarse.post_m) + (RIM + 1) // 2
+        n = average.shape[0]
+        kept = coarse.z_L[row0 : row0 + n, row0 : row0 + n]
+        assert torch.allclose(average.float(), kept, rtol=0, atol=4e-4)
+        assert (inner[1::2, 1::2][:n, :n] - kept).abs().max() > 0.05
 
 
-def test_subdivision_keeps_posts_and_reproduces_cubics():
-    axis = torch.arange(33, dtype=torch.float64) / 8
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
+@pytest.mark.parametrize("cells", [64, 72, 128])
+def test_a_site_is_windows_of_the_lattice(cells):
+    """However narrow its levels are: what lies beyond them is computed where it is needed."""
+    site = SITE.model_copy(update={"cells": cells, "levels": 3})
+    built = build_truth(site, seed=1)
+    pyramid = Pyramid(site.frame, 16.0, 3, open_dem(site.dem), site.relief, 1)
+    for k, level in enumerate(built.levels):
+        window = pyramid.window(k, -cells // 2, -cells // 2, cells + 1, cells + 1)
+        inner = slice(RIM, -RIM) if k < 2 else slice(None)
+        expected = up_in_L_(pyramid.rise_m(k, window), window)[inner, inner]
+        assert torch.allclose(level.z_L[inner, inner], expected, rtol=0, atol=1e-3)
+        assert (level.south_m, level.west_m) == (window.south_m, window.west_m)
 
-    def surface(x, y):
-        return x**3 - 2 * x * y**2 + 0.5 * y**3 + x - 7
 
-    fine = _subdivide(surface(x, y).float())
-    axis = 1.0 + torch.arange(33, dtype=torch.float64) / 16
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    assert fine.shape == (33, 33)
-    assert torch.allclose(fine.double(), surface(x, y), atol=1e-5)
+def test_levels_are_kept_from_run_to_run(truth, tmp_path, monkeypatch):
+    cache = HeightCache(tmp_path)
+    first = build_truth(SITE, seed=1, cache=cache)
+    other = build_truth(SITE, seed=2, cache=cache)
+    monkeypatch.setattr("tnav.terrain.levels.relief_m", None)  # nothing is computed any more
+    for kept, expected in ((build_truth(SITE, seed=1, cache=cache), truth), (first, truth)):
+        for a, b in zip(kept.levels, expected.levels, strict=True):
+            assert torch.equal(a.z_L, b.z_L)
+    again = build_truth(SITE, seed=2, cache=cache)
+    assert torch.equal(again.levels[0].z_L, other.levels[0].z_L)
+    with pytest.raises(TypeError):
+        build_truth(SITE, seed=3, cache=cache)
+
+
+def test_progress_is_told_level_by_level():
+    told = []
+    build_truth(SITE.model_copy(update={"levels": 4}), seed=1, progress=told.append)
+    assert told == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_the_relief_is_the_recipes(truth):
+    rough = SITE.model_copy(update={"relief": Relief(rms_deviation_17m_m=3.0)})
+    assert not torch.equal(build_truth(rough, seed=1).levels[0].z_L, truth.levels[0].z_L)
+
+
+_MEASURED = """
+import resource
+import torch
+from tnav.terrain.site import Site, build_truth
+def resident_mb():
+    with open("/proc/self/statm") as pages:
+        return int(pages.read().split()[1]) * resource.getpagesize() / 1e6
+torch.set_num_threads(1)
+before = resident_mb()
+site = Site(latitude_deg=60.5, longitude_deg=-4.6, cells=2048, levels=6, finest_post_m=4.0)
+truth = build_truth(site, 1)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+print(peak - before)
+"""
+
+
+@pytest.mark.slow
+def test_six_levels_of_2048_posts_take_less_than_600_mb():
+    """The most that building and the finished terrain ever add to a fresh process."""
+    run = subprocess.run(
+        [sys.executable, "-c", _MEASURED], capture_output=True, text=True, check=True, timeout=300
+    )
+    added_mb = float(run.stdout)
+    heights_mb = 6 * 2049**2 * 4 / 1e6
+    assert heights_mb < added_mb < 600
+
+
+@pytest.mark.parametrize(
+    "dem",
+    [
+        "frigoris_gld100_256ppd_50_66N_20W_12E.tif",
+        "frigoris_gld100_64ppd_40_72N_60W_60E.tif",
+        "lola_ldem16_35_75N_70W_70E.tif",
+    ],
+)
+def test_sites_over_larger_dems(dem):
+    """Ground follows DEMs that are finer and coarser than its posts, over the LOLA tile."""
+    if not (DATA / dem).exists():
+        pytest.skip(f"{dem} is not here")
+    site = Site(
+        latitude_deg=60.5,
+        longitude_deg=-4.6,
+        cells=64,
+        levels=6,
+        finest_post_m=16.0,
+        dem=[str(DATA / dem), "lola_ldem16_frigoris"],
+    )
+    built = build_truth(site, seed=1)
+    for level in range(6):
+        xy = torch.tensor([[96.0, -64.0], [0.0, 128.0]], dtype=torch.float64)
+        z, _ = built.height_L(xy, first_level=level)
+        lat, lon, height = site.frame.geodetic(torch.cat([xy, z[:, None]], -1))
+        expected = sample_height_m(open_dem(site.dem), lat.numpy(), lon.numpy())
+        assert torch.allclose(height, torch.from_numpy(expected), atol=100.0)
 
 
 def test_seed_decides(truth):

@@ -224,7 +224,7 @@ def _fit_with_field(given: _Inputs, pose: Pose, inlier: Bool[Tensor, "b n"]) -> 
         freedom = consistency * (2 * (weight > 0).sum(-1) - 6).clamp_min(1)
         error_m = field.error_mean_m
         distance = field.distance2.clamp_min(torch.finfo(torch.float64).tiny).sqrt()
-        inlier = given.valid & line.in_front & (distance < config.gate_sigma)
+        inlier = given.valid & line.seen & (distance < config.gate_sigma)
         chosen = inlier * _hampel_weight(distance, config)
         # Weights and pose can chase each other round; half-way steps end such a cycle.
         share = 1.0 if iteration < config.undamped_iterations else 0.5
@@ -233,7 +233,7 @@ def _fit_with_field(given: _Inputs, pose: Pose, inlier: Bool[Tensor, "b n"]) -> 
 
     pose, field, _ = _field_step(given, pose, kernel, weight, scale * config.calibration, error_m)
     line = linearise(pose, given.uv_px, given.point_L, given.camera)
-    return _Fit(pose, field, line, inlier & line.in_front, settled & field.solved)
+    return _Fit(pose, field, line, inlier & line.seen, settled & field.solved)
 
 
 def _field_step(
@@ -251,7 +251,7 @@ def _field_step(
         line,
         line.residual_px - line.J_n * error_m[..., None],
         scale[:, None, None, None] * given.covariance_px2,
-        weight * line.in_front,
+        weight * line.seen,
         kernel,
         given.attitude.information(),
         given.attitude.right_side(pose),
@@ -304,10 +304,10 @@ def _status(given: _Inputs, fit: _Fit, found: Bool[Tensor, " b"]) -> Int[Tensor,
     """First reason, in the order below, why there is no pose; OK where there is none."""
     config = given.config
     n_inliers = fit.inlier.sum(-1)
-    depth_m = _mean_of(fit.line.depth_m, fit.inlier)
+    range_m = _mean_of(fit.line.range_m, fit.inlier)
     # Without the map's error: a poor map makes a fix unsure, only poor geometry makes it unsound.
     perfect = fit.field.if_map_perfect.diagonal(dim1=-2, dim2=-1)[..., :3].sum(-1)
-    well_conditioned = fit.field.solved & (perfect < (config.max_relative_sigma * depth_m).square())
+    well_conditioned = fit.field.solved & (perfect < (config.max_relative_sigma * range_m).square())
     up = up_L(fit.pose.position_L)
     height_m = ((fit.pose.position_L[:, None] - given.point_L) * up[:, None]).sum(-1)
     turned_rad = given.attitude.offset_rad(fit.pose).norm(dim=-1)

@@ -16,19 +16,16 @@ from torch import Tensor
 from tnav.geometry.camera import Camera
 from tnav.geometry.pose import Pose, skew, so3_exp, so3_log
 
-# Depth over focal length (m/px) below which a point counts as behind the camera.
-_NEAREST_DEPTH_M = 1e-3
-
 
 @dataclass(frozen=True, slots=True)
 class Linearisation:
-    """Residuals and Jacobians of ``n`` matches at a pose. Meaningless where not ``in_front``."""
+    """Residuals and Jacobians of ``n`` matches at a pose. Meaningless where not ``seen``."""
 
     residual_px: Float64[Tensor, "b n 2"]
     J_x: Float64[Tensor, "b n 2 6"]  # px per (m, rad)
     J_n: Float64[Tensor, "b n 2"]  # px per metre of height of the point
-    in_front: Bool[Tensor, "b n"]
-    depth_m: Float64[Tensor, "b n"]
+    seen: Bool[Tensor, "b n"]  # the camera can form an image of the point
+    range_m: Float64[Tensor, "b n"]  # from the camera to the point
 
 
 def linearise(
@@ -40,20 +37,13 @@ def linearise(
     """Residuals of matches against points, and their derivatives by pose and by height."""
     offset_L = point_L - pose.position_L[:, None]
     offset_C = offset_L @ pose.R_L_C
-    z = offset_C[..., 2:]
-    in_front = z > _NEAREST_DEPTH_M
-    safe_C = torch.where(in_front, offset_C, torch.ones_like(offset_C))
+    seen = camera.sees(offset_C)
+    on_axis_C = torch.nn.functional.pad(torch.ones_like(offset_C[..., 2:]), (2, 0))
+    safe_C = torch.where(seen[..., None], offset_C, on_axis_C)
     residual_px = uv_px - camera.project(safe_C)
-
-    inverse = camera.focal_px / safe_C[..., 2]
-    slope_x, slope_y = (safe_C[..., :2] / safe_C[..., 2:]).unbind(-1)
-    zero = torch.zeros_like(inverse)
-    projection = torch.stack(
-        [inverse, zero, -inverse * slope_x, zero, inverse, -inverse * slope_y], -1
-    ).unflatten(-1, (2, 3))
-    by_offset = projection @ pose.R_L_C.mT[:, None]  # d uv / d X_L
+    by_offset = camera.jacobian(safe_C) @ pose.R_L_C.mT[:, None]  # d uv / d X_L
     J_x = torch.cat([-by_offset, by_offset @ skew(offset_L)], -1)
-    return Linearisation(residual_px, J_x, by_offset[..., 2], in_front.squeeze(-1), z.squeeze(-1))
+    return Linearisation(residual_px, J_x, by_offset[..., 2], seen, offset_L.norm(dim=-1))
 
 
 def perturb(pose: Pose, step: Float64[Tensor, "b 6"]) -> Pose:
@@ -155,7 +145,7 @@ def robust_descent(
 
     Returns:
         The pose, and squared Mahalanobis distances at it under the last slack (infinite where a
-        match is masked or behind the camera).
+        match is masked or its point is out of the camera's sight).
     """
     eye = torch.eye(2, dtype=uv_px.dtype, device=uv_px.device)
 
@@ -163,7 +153,7 @@ def robust_descent(
         line = linearise(pose, uv_px, point_L, camera)
         spread = map_sigma_m**2 * line.J_n[..., :, None] * line.J_n[..., None, :]
         inverse = inverse_2x2(covariance_px2 + spread + slack**2 * eye)
-        usable = valid & line.in_front
+        usable = valid & line.seen
         return line, inverse, usable, mahalanobis2(line.residual_px, inverse)
 
     for slack in slack_px:

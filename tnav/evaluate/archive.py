@@ -129,7 +129,7 @@ def _setup(log: RunLog, seed: int) -> dict[str, object]:
             "epoch_utc": scenario.epoch_utc.isoformat(),
             "latitude_deg": scenario.site.latitude_deg,
             "longitude_deg": scenario.site.longitude_deg,
-            "dem": scenario.site.dem,
+            "dem": dem if isinstance(dem := scenario.site.dem, str) else ", ".join(dem),
             "relief": (
                 "SYNTHETIC below the DEM's resolution: seeded craters and fractal roughness down "
                 f"to {scenario.site.finest_post_m} m posts (terrain seed {scenario.seeds.terrain})"
@@ -146,13 +146,7 @@ def _setup(log: RunLog, seed: int) -> dict[str, object]:
                 "azimuth_deg": world.sun.azimuth_deg,
                 "elevation_deg": world.sun.elevation_deg,
             },
-            "camera": {
-                "width_px": camera.width_px,
-                "height_px": camera.height_px,
-                "focal_px": camera.focal_px,
-                "cx_px": camera.cx_px,
-                "cy_px": camera.cy_px,
-            },
+            "camera": camera.described(),
             "device": str(world.device),
             "version": tnav.__version__,
         },

@@ -13,6 +13,7 @@ from torch import Tensor
 from tnav.errors import ConfigError
 from tnav.estimate.pnp import solve_pose
 from tnav.evaluate.archive import arrays_of
+from tnav.evaluate.bench_render import measure_render
 from tnav.evaluate.calibration import measure_calibration
 from tnav.evaluate.limits import Row, rows_of
 from tnav.evaluate.metrics import score
@@ -43,7 +44,7 @@ def measure(name: str, device: torch.device, seeds: int, say: Say) -> list[Row]:
         case "demo":
             return measure_demo(device, seeds, say)
         case "render":
-            return measure_render(device, say)
+            return [*measure_render(device, say), *measure_nested(device, say)]
         case "match":
             return measure_match(device, say)
         case "pose":
@@ -74,7 +75,7 @@ def measure_demo(device: torch.device, seeds: int, say: Say) -> list[Row]:
     return rows
 
 
-def measure_render(device: torch.device, say: Say) -> list[Row]:
+def measure_nested(device: torch.device, say: Say) -> list[Row]:
     """Primary and shadow rays of one million pixels over the demo's ground."""
     world = build_world(load_scenario("resilience"), device)
     sun_L = world.sun.sun_L.to(device)
@@ -98,7 +99,7 @@ def measure_render(device: torch.device, say: Say) -> list[Row]:
             occluded(world.truth, p, sun_L, first_level=k)
 
         for what, call in (("primary", primary), ("shadow", shadow)):
-            rows.append(_time_row(f"{name}, {what}", call, device))
+            rows.append(_time_row(f"nested levels, {name}: {what}", call, device))
     return rows
 
 

@@ -28,13 +28,14 @@ class SunRecord(_Record):
 
 
 class CameraRecord(_Record):
-    """Pinhole camera, in pixels."""
+    """Camera, in pixels; no distortion is a pinhole."""
 
     width_px: int
     height_px: int
     focal_px: float
     cx_px: float
     cy_px: float
+    distortion: dict[str, float | str] | None = None
 
 
 class SetupRecord(_Record):

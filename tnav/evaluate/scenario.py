@@ -10,7 +10,10 @@ from pydantic import Field, field_validator, model_validator
 from tnav.config import Recipe, datasets_dir, load_recipe
 from tnav.errors import ConfigError, DeviceError
 from tnav.geometry.camera import Camera
+from tnav.geometry.distortion import BrownConrady, Fisheye
 from tnav.records import FaultKind
+from tnav.render.detector import Detector
+from tnav.render.reflectance import LunarLambert, ReflectanceModel
 from tnav.simulate.descent import DescentProfile
 from tnav.simulate.faults import AltimeterFault, NoFault
 from tnav.simulate.instruments import Altimeter, InertialUnit, StarTracker
@@ -24,15 +27,27 @@ class CameraRecipe(Recipe):
 
     width_px: int = Field(default=1024, ge=128, le=8192)
     height_px: int = Field(default=1024, ge=128, le=8192)
-    fov_deg: float = Field(default=45.0, gt=1, lt=120)
+    fov_deg: float = Field(default=45.0, gt=1, lt=220)  # horizontal; from 120 a fisheye's only
     focal_px: float | None = Field(default=None, gt=0)  # overrides fov_deg
+    distortion: BrownConrady | Fisheye | None = Field(default=None, discriminator="kind")
+
+    @model_validator(mode="after")
+    def _possible(self) -> "CameraRecipe":
+        if self.fov_deg >= 120 and not isinstance(self.distortion, Fisheye):
+            raise ValueError(f"fov_deg {self.fov_deg} needs a fisheye; expected < 120 without")
+        try:
+            self.camera()
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
 
     def camera(self) -> Camera:
-        """The pinhole."""
+        """The camera, with its principal point in the middle."""
+        size = (self.width_px, self.height_px)
         if self.focal_px is not None:
             centre = (self.width_px / 2, self.height_px / 2)
-            return Camera(self.width_px, self.height_px, self.focal_px, *centre)
-        return Camera.from_field_of_view(self.width_px, self.height_px, self.fov_deg)
+            return Camera(*size, self.focal_px, *centre, self.distortion)
+        return Camera.from_field_of_view(*size, self.fov_deg, self.distortion)
 
 
 class Imaging(Recipe):
@@ -42,6 +57,7 @@ class Imaging(Recipe):
     first_s: float = Field(default=1.0, gt=0)
     samples: int = Field(default=4)  # stratified samples a pixel of the truth
     albedo_contrast: float = Field(default=0.05, ge=0, lt=0.3)  # truth only
+    reflectance: ReflectanceModel = LunarLambert()  # truth only; the map is shown in the default
 
     @field_validator("samples")
     @classmethod
@@ -86,6 +102,7 @@ class Scenario(Recipe):
     site: Site
     map: MapQuality = MapQuality()
     camera: CameraRecipe = CameraRecipe()
+    detector: Detector = Detector()
     imaging: Imaging = Imaging()
     descent: DescentProfile = DescentProfile()
     inertial: InertialUnit = InertialUnit()

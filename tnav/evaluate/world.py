@@ -15,10 +15,11 @@ from tnav.geometry.moon import up_L
 from tnav.geometry.pose import Pose
 from tnav.geometry.sun import SunPosition, sun_at
 from tnav.records import Frame
-from tnav.render.detector import Detector, expose
-from tnav.render.renderer import AlbedoField, render
+from tnav.render.detector import expose
+from tnav.render.renderer import render
 from tnav.simulate.descent import Trajectory, fly
 from tnav.simulate.instruments import epochs_s
+from tnav.terrain.albedo import AlbedoField
 from tnav.terrain.heightfield import Terrain
 from tnav.terrain.raycast import cast
 from tnav.terrain.site import build_truth, degrade
@@ -68,7 +69,7 @@ def build_world(scenario: Scenario, device: torch.device) -> World:
     albedo = (
         AlbedoField.draw(
             scenario.seeds.albedo, contrast=contrast, wavelengths_m=_ALBEDO_WAVELENGTHS_M
-        )
+        ).to(device)
         if contrast > 0
         else None
     )
@@ -101,7 +102,7 @@ def navigation_of(scenario: Scenario, terrain_map: Terrain) -> Navigation:
 
 def observe(world: World, pose: Pose, seed: int) -> Float32[Tensor, "1 1 h w"]:
     """What the camera delivers from a true pose."""
-    return expose(true_view(world, pose).image, Detector(), seed)
+    return expose(true_view(world, pose).image, world.scenario.detector, seed)
 
 
 def true_view(world: World, pose: Pose) -> Frame:
@@ -118,6 +119,7 @@ def true_view(world: World, pose: Pose) -> Frame:
         first_level=level,
         samples=world.scenario.imaging.samples,
         albedo=world.albedo,
+        reflectance=world.scenario.imaging.reflectance,
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tnav.records import MapErrorModel
 
+_HALF_FOV_MAX_RAD = math.radians(75)  # a fisheye sees further, but learns no more out there
 _INFLATION_MAX = 100.0  # a hovering camera sees one error for ever; there is no more to say
 
 
@@ -36,7 +37,8 @@ def shared_error_inflation(
         map_error: stated correlation length.
     """
     log_ratio = descent_m_s.abs() * interval_s / height_m.clamp_min(1.0)
-    footprint_m2 = (2 * math.tan(fov_rad / 2) * height_m).square()
+    half_rad = min(fov_rad / 2, _HALF_FOV_MAX_RAD)
+    footprint_m2 = (2 * math.tan(half_rad) * height_m).square()
     # A footprint within one correlation length sees one error, whatever its size.
     patches = footprint_m2 / (2 * math.pi * map_error.correlation_m**2)
     rho = torch.exp(-log_ratio * patches / (1 + patches))

@@ -10,6 +10,7 @@ before the entry into it. A ray that enters a cell or a segment below the ground
 closes the seams between cells and between levels.
 """
 
+import math
 from typing import no_type_check
 
 import warp as wp
@@ -21,12 +22,16 @@ ONE = wp.constant(wp.float64(1.0))
 FOUR = wp.constant(wp.float64(4.0))
 MINUS_HALF = wp.constant(wp.float64(-0.5))
 MISS = wp.constant(wp.float64(-1.0))  # a hit has t >= 0
+NAN = wp.constant(wp.float64(math.nan))
 FAR = wp.constant(wp.float64(1.0e300))  # no bound
+NONE = wp.constant(wp.float64(1.0e301))  # beyond any bound
 PARALLEL = wp.constant(wp.float64(1.0e-150))  # cells per metre below which an axis is never crossed
 SLAB_MARGIN_M = wp.constant(wp.float64(1.0e-3))  # so that rounding starts no ray underground
 
-# Threads a CUDA block, and blocks a multiprocessor: holds the kernels to 128 registers, unspilled.
-_BOUNDS = (256, 2)
+# Threads a CUDA block, and blocks a multiprocessor: holds the walks to 96 and 128 registers without
+# a spill. Shadow rays, which also stop at the top of the relief, need some more.
+_PRIMARY_BOUNDS = (128, 5)
+_SHADOW_BOUNDS = (128, 4)
 
 # Where a walk starts: most primary rays begin far above the ground, shadow rays on it.
 PRIMARY_MIP = wp.constant(3)
@@ -109,15 +114,18 @@ def patch_of(ground: Ground, start: wp.int32, cols: wp.int32, x: wp.int32, y: wp
 @wp.func
 @no_type_check
 def smallest_root(a: wp.float64, b: wp.float64, c: wp.float64):
-    """Smallest positive root of a s^2 + b s + c for c > 0, without cancellation; FAR if none."""
-    root = FAR
+    """Smallest positive root of a s^2 + b s + c for c > 0, without cancellation; NONE if none."""
+    root = NONE
     disc = b * b - FOUR * a * c
-    if disc >= ZERO:
-        if b < ZERO:
-            # both roots are positive, or (a < 0) this one alone
-            root = c / (MINUS_HALF * (b - wp.sqrt(disc)))
-        elif a < ZERO:
-            root = MINUS_HALF * (b + wp.sqrt(disc)) / a
+    if disc >= ZERO and (b < ZERO or a < ZERO):
+        # falling (b < 0): both roots are positive, or (a < 0) this one alone
+        size = wp.sqrt(disc)
+        over = c
+        under = MINUS_HALF * (b - size)
+        if b >= ZERO:
+            over = MINUS_HALF * (b + size)
+            under = a
+        root = over / under
     return root
 
 
@@ -141,8 +149,11 @@ def clip_axis(o: wp.float64, d: wp.float64, low: wp.float64, high: wp.float64, s
 
 @wp.func
 @no_type_check
-def clip(ground: Ground, level: wp.int32, o: wp.vec3d, d: wp.vec3d, span: Span):
-    """The part of `span` above (or below) the rectangle of a level."""
+def clip(ground: Ground, level: wp.int32, o: wp.vec3d, d: wp.vec3d):
+    """The part of the ray above (or below) the rectangle of a level."""
+    span = Span()
+    span.near = ZERO
+    span.far = FAR
     post = ground.origin_m[level, POST]
     west = ground.origin_m[level, WEST]
     south = ground.origin_m[level, SOUTH]
@@ -154,18 +165,27 @@ def clip(ground: Ground, level: wp.int32, o: wp.vec3d, d: wp.vec3d, span: Span):
 
 @wp.func
 @no_type_check
-def walk(ground: Ground, level: wp.int32, o: wp.vec3d, d: wp.vec3d, span: Span, mip: wp.int32):
-    """First crossing within `span`, which lies inside the level's rectangle."""
+def walk(
+    ground: Ground,
+    level: wp.int32,
+    o: wp.vec3d,
+    d: wp.vec3d,
+    near: wp.float64,
+    far: wp.float64,
+    mip: wp.int32,
+):
+    """First crossing between two t, between which the ray is over the level's rectangle."""
     miss = Crossing()
     miss.t = MISS
     miss.level = -1
-    start = span.near
-    end = span.far
+    start = near
+    end = far
     slab = ground.origin_m[level, TOP] + SLAB_MARGIN_M - o[2]
     if d[2] < ZERO:
         start = wp.max(start, slab / d[2])
     elif d[2] > ZERO:
-        end = wp.min(end, slab / d[2])
+        if mip == SHADOW_MIP:  # primary rays seldom climb, and have no register to spare for it
+            end = wp.min(end, slab / d[2])
     elif slab < ZERO:
         return miss
     if start > end:
@@ -190,9 +210,8 @@ def walk(ground: Ground, level: wp.int32, o: wp.vec3d, d: wp.vec3d, span: Span, 
     ahead_x = wp.where(bx >= ZERO, 1, 0)
     ahead_y = wp.where(by >= ZERO, 1, 0)
 
-    cols = ground.layout[level, COLS]
     posts_start = ground.layout[level, POSTS_START]
-    last_x = cols - 2
+    last_x = ground.layout[level, COLS] - 2
     last_y = ground.layout[level, ROWS] - 2
     mips = ground.layout[level, MIPS]
     k = wp.min(mip, mips)
@@ -209,6 +228,7 @@ def walk(ground: Ground, level: wp.int32, o: wp.vec3d, d: wp.vec3d, span: Span, 
             tx = (wp.float64((x + ahead_x) << shift) - ax) * rx
         if along_y:
             ty = (wp.float64((y + ahead_y) << shift) - ay) * ry
+        across_x = tx <= ty
         leave = wp.min(wp.max(wp.min(tx, ty), t), end)
         z = o[2] + t * d[2]
         lowest = wp.min(z, o[2] + leave * d[2])
@@ -226,7 +246,7 @@ def walk(ground: Ground, level: wp.int32, o: wp.vec3d, d: wp.vec3d, span: Span, 
                 x = wp.min(x, last_x >> shift)
                 y = wp.min(y, last_y >> shift)
         else:
-            patch = patch_of(ground, posts_start, cols, x, y)
+            patch = patch_of(ground, posts_start, last_x + 2, x, y)
             if lowest <= patch.top:
                 u = ax + t * bx - wp.float64(x)
                 v = ay + t * by - wp.float64(y)
@@ -248,7 +268,7 @@ def walk(ground: Ground, level: wp.int32, o: wp.vec3d, d: wp.vec3d, span: Span, 
                 return miss
             t = leave
             changed = wp.int32(0)
-            if tx <= ty:
+            if across_x:
                 from_x = x
                 x = x + 2 * ahead_x - 1
                 changed = (x >> 2) ^ (from_x >> 2)
@@ -268,55 +288,63 @@ def walk(ground: Ground, level: wp.int32, o: wp.vec3d, d: wp.vec3d, span: Span, 
 
 @wp.func
 @no_type_check
-def first_crossing(ground: Ground, o: wp.vec3d, d: wp.vec3d, mip: wp.int32):
-    """First crossing over all levels: outer, inner, outer, each on its part of the ray."""
+def first_crossing(
+    ground: Ground,
+    i: wp.int32,
+    origin_L: wp.array[wp.vec3d],
+    direction_L: wp.array[wp.vec3d],
+    lift_m: wp.float64,
+    mip: wp.int32,
+    hit: wp.array[wp.bool],
+):
+    """First crossing over all levels: outer, inner, outer, each on its part of the ray.
+
+    Rectangles are convex and each lies strictly inside the next, so the parts of the ray over them
+    are nested too, and where one ends another begins.
+
+    What a step needs is read and computed again rather than kept through the walk, where registers
+    are short: writing `hit` is what makes a compiler read the ray again.
+    """
     outermost = ground.origin_m.shape[0] - 1
     found = Crossing()
     found.t = MISS
     found.level = -1
-    total = o[0] + o[1] + o[2] + d[0] + d[1] + d[2]
-    if not wp.isfinite(total):  # a ray that starts where another one missed
+    o = origin_L[i]
+    d = direction_L[i]
+    if not wp.isfinite(o[0] + o[1] + o[2] + d[0] + d[1] + d[2]):
+        hit[i] = False  # a ray that starts where another one missed
         return found
     level = wp.int32(outermost)
-    span = Span()
-    span.near = ZERO
-    span.far = FAR
-    span = clip(ground, level, o, d, span)
-    if span.near > span.far:
-        return found
     inwards = wp.bool(True)
     while level <= outermost and found.t < ZERO:
-        part = Span()
-        part.near = span.near
-        part.far = span.far
+        hit[i] = False
+        o = origin_L[i]
+        o = wp.vec3d(o[0], o[1], o[2] + lift_m)
+        d = direction_L[i]
+        over = clip(ground, level, o, d)
+        if over.near > over.far:  # never of an inner level
+            return found
+        start = over.near
+        end = over.far
         deeper = wp.bool(False)
-        inner = Span()
-        if inwards and level > ground.first_level:
-            inner = clip(ground, level - 1, o, d, span)
-            deeper = inner.near <= inner.far
-        if deeper:
-            part.far = inner.near
+        if level > ground.first_level:
+            inner = clip(ground, level - 1, o, d)
+            if inner.near <= inner.far:
+                if inwards:
+                    deeper = True
+                    end = inner.near
+                else:
+                    start = inner.far
         # a part without length belongs to the level inside it, and the innermost has none
-        if part.near < part.far or (inwards and not deeper):
-            found = walk(ground, level, o, d, part, mip)
+        if start < end or (inwards and not deeper):
+            found = walk(ground, level, o, d, start, wp.max(start, end), mip)
         inwards = deeper
-        if deeper:
-            level = level - 1
-            span.near = inner.near
-            span.far = inner.far
-        else:
-            level = level + 1
-            if level <= outermost:
-                rest = Span()
-                rest.near = part.far
-                rest.far = FAR
-                rest = clip(ground, level, o, d, rest)
-                span.near = part.far
-                span.far = wp.max(part.far, rest.far)
+        level = wp.where(deeper, level - 1, level + 1)
+    hit[i] = found.t >= ZERO
     return found
 
 
-@wp.kernel(grid_stride=False, launch_bounds=_BOUNDS)
+@wp.kernel(grid_stride=False, launch_bounds=_PRIMARY_BOUNDS)
 @no_type_check
 def cast_kernel(
     ground: Ground,
@@ -325,32 +353,51 @@ def cast_kernel(
     direction_L: wp.array[wp.vec3d],
     range_m: wp.array[wp.float64],
     hit: wp.array[wp.bool],
-    normal_L: wp.array[wp.vec3d],
     level: wp.array[wp.int32],
+    cell: wp.array[wp.vec2i],
 ):
-    """Range, normal and level of the first crossing; see `raycast.Hits`."""
+    """Range, level and cell of the first crossing; range NaN and level -1 where there is none."""
     i = first_ray + wp.tid()
+    found = first_crossing(ground, i, origin_L, direction_L, ZERO, PRIMARY_MIP, hit)
+    level[i] = found.level
+    cell[i] = wp.vec2i(found.x, found.y)
+    range_m[i] = wp.where(found.t >= ZERO, found.t, NAN)
+
+
+@wp.kernel(grid_stride=False)
+@no_type_check
+def normal_kernel(
+    ground: Ground,
+    first_ray: wp.int32,
+    origin_L: wp.array[wp.vec3d],
+    direction_L: wp.array[wp.vec3d],
+    range_m: wp.array[wp.float64],
+    hit: wp.array[wp.bool],
+    level: wp.array[wp.int32],
+    cell: wp.array[wp.vec2i],
+    normal_L: wp.array[wp.vec3d],
+):
+    """Normals of the patches that `cast_kernel` found, which has no registers left for it."""
+    i = first_ray + wp.tid()
+    if not hit[i]:
+        normal_L[i] = wp.vec3d(NAN, NAN, NAN)
+        return
+    k = level[i]
     o = origin_L[i]
     d = direction_L[i]
-    found = first_crossing(ground, o, d, PRIMARY_MIP)
-    level[i] = found.level
-    hit[i] = found.t >= ZERO
-    if found.t >= ZERO:
-        post = ground.origin_m[found.level, POST]
-        cols = ground.layout[found.level, COLS]
-        patch = patch_of(ground, ground.layout[found.level, POSTS_START], cols, found.x, found.y)
-        u = (o[0] + found.t * d[0] - ground.origin_m[found.level, WEST]) / post
-        v = (o[1] + found.t * d[1] - ground.origin_m[found.level, SOUTH]) / post
-        slope_x = (patch.p + patch.w * (v - wp.float64(found.y))) / post
-        slope_y = (patch.q + patch.w * (u - wp.float64(found.x))) / post
-        range_m[i] = found.t
-        normal_L[i] = wp.normalize(wp.vec3d(-slope_x, -slope_y, ONE))
-    else:
-        range_m[i] = wp.float64(wp.nan)
-        normal_L[i] = wp.vec3d(wp.float64(wp.nan), wp.float64(wp.nan), wp.float64(wp.nan))
+    t = range_m[i]
+    x = cell[i][0]
+    y = cell[i][1]
+    post = ground.origin_m[k, POST]
+    patch = patch_of(ground, ground.layout[k, POSTS_START], ground.layout[k, COLS], x, y)
+    u = (o[0] + t * d[0] - ground.origin_m[k, WEST]) / post - wp.float64(x)
+    v = (o[1] + t * d[1] - ground.origin_m[k, SOUTH]) / post - wp.float64(y)
+    slope_x = (patch.p + patch.w * v) / post
+    slope_y = (patch.q + patch.w * u) / post
+    normal_L[i] = wp.normalize(wp.vec3d(-slope_x, -slope_y, ONE))
 
 
-@wp.kernel(grid_stride=False, launch_bounds=_BOUNDS)
+@wp.kernel(grid_stride=False, launch_bounds=_SHADOW_BOUNDS)
 @no_type_check
 def occluded_kernel(
     ground: Ground,
@@ -362,7 +409,4 @@ def occluded_kernel(
 ):
     """Whether a ray that starts `lift_m` above its origin crosses anything."""
     i = first_ray + wp.tid()
-    o = origin_L[i]
-    lifted = wp.vec3d(o[0], o[1], o[2] + lift_m)
-    found = first_crossing(ground, lifted, direction_L[i], SHADOW_MIP)
-    blocked[i] = found.t >= ZERO
+    first_crossing(ground, i, origin_L, direction_L, lift_m, SHADOW_MIP, blocked)

@@ -8,7 +8,7 @@ the only one that calls it, and loads it at the first ray.
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import ModuleType
@@ -23,7 +23,7 @@ from tnav.terrain.heightfield import Terrain
 
 SHADOW_LIFT_M = 1e-3  # clears the rounding of a hit point; moves a shadow's tip 5 mm at 11 deg
 _BAND_RAYS = 8192  # fewer rays than this are not worth another thread
-_BANDS_PER_CPU = 8  # bands cost unevenly; more of them than threads evens it out
+_BANDS_PER_THREAD = 8  # bands cost unevenly; more of them than threads evens it out
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,14 @@ def cast(
         normal_L=torch.empty(n, 3, dtype=torch.float64, device=device),
         level=torch.empty(n, dtype=torch.int32, device=device),
     )
-    outputs = (hits.range_m, hits.hit, hits.normal_L, hits.level)
-    _launch("cast_kernel", terrain, first_level, (origin_L, direction_L), (), outputs)
+    cell = torch.empty(n, 2, dtype=torch.int32, device=device)
+    rays = (origin_L, direction_L)
+    found = (hits.range_m, hits.hit, hits.level, cell)
+    passes = (
+        _Pass("cast_kernel", rays, found),
+        _Pass("normal_kernel", (*rays, *found), (hits.normal_L,)),
+    )
+    _launch(terrain, first_level, passes)
     return hits
 
 
@@ -96,7 +102,7 @@ def occluded(
     """
     blocked = torch.empty(origin_L.shape[0], dtype=torch.bool, device=origin_L.device)
     rays = (origin_L, direction_L.expand(origin_L.shape))
-    _launch("occluded_kernel", terrain, first_level, rays, (lift_m,), (blocked,))
+    _launch(terrain, first_level, (_Pass("occluded_kernel", (*rays, lift_m), (blocked,)),))
     return blocked
 
 
@@ -141,18 +147,23 @@ def _loaded(device: str) -> ModuleType:
     return kernels
 
 
-def _launch(
-    name: str,
-    terrain: Terrain,
-    first_level: int,
-    rays: tuple[Tensor, Tensor],
-    numbers: tuple[float, ...],
-    outputs: tuple[Tensor, ...],
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """One kernel over all rays."""
+
+    kernel: str
+    inputs: tuple[Tensor | float, ...]  # the first two are origins and directions
+    outputs: tuple[Tensor, ...]
+
+
+def _launch(terrain: Terrain, first_level: int, passes: Sequence[_Pass]) -> None:
+    """Kernels one after the other over the same rays: band by band on the CPU."""
     import warp as wp
 
     terrain.check_level(first_level)
-    origin_L, direction_L = rays
+    origin_L, direction_L = passes[0].inputs[:2]
+    assert isinstance(origin_L, Tensor)
+    assert isinstance(direction_L, Tensor)
     for what, tensor in (("origins", origin_L), ("directions", direction_L)):
         if tensor.device != terrain.device:
             raise DeviceError(f"rays: {what} on {tensor.device}, terrain on {terrain.device}")
@@ -161,20 +172,20 @@ def _launch(
         return
     device = str(memory_of(origin_L).device)
     kernels = _loaded(device)
-    kernel = getattr(kernels, name)
-    packed = terrain.packed
-    ground = kernels.Ground()
-    ground.posts_m = wp.from_torch(memory_of(packed.posts_m))
-    ground.maxima_m = wp.from_torch(memory_of(packed.maxima_m))
-    ground.origin_m = wp.from_torch(memory_of(packed.origin_m))
-    ground.layout = wp.from_torch(memory_of(packed.layout))
-    ground.first_level = first_level
-    rays_and_numbers = [*(_vectors(ray) for ray in rays), *numbers]
-    results = [_vectors(t) if t.dim() == 2 else wp.from_torch(memory_of(t)) for t in outputs]
+    ground = _ground(kernels, terrain, first_level)
+    launches = [
+        (
+            getattr(kernels, each.kernel),
+            [_array(x) if isinstance(x, Tensor) else x for x in each.inputs],
+            [_array(x) for x in each.outputs],
+        )
+        for each in passes
+    ]
 
     def run(first: int, count: int) -> None:
-        inputs = [ground, first, *rays_and_numbers]
-        wp.launch(kernel, dim=count, inputs=inputs, outputs=results, device=device)
+        for kernel, inputs, outputs in launches:
+            given = [ground, first, *inputs]
+            wp.launch(kernel, dim=count, inputs=given, outputs=outputs, device=device)
 
     if device == "cpu":
         _run_bands(run, n)
@@ -184,20 +195,34 @@ def _launch(
             run(0, n)
 
 
-def _vectors(tensor: Tensor) -> Any:
-    """Rows of three as a Warp array of vectors."""
+def _ground(kernels: ModuleType, terrain: Terrain, first_level: int) -> Any:
+    """The terrain as the kernels see it."""
+    packed = terrain.packed
+    ground = kernels.Ground()
+    ground.posts_m = _array(packed.posts_m)
+    ground.maxima_m = _array(packed.maxima_m)
+    ground.origin_m = _array(packed.origin_m, vectors=False)
+    ground.layout = _array(packed.layout, vectors=False)
+    ground.first_level = first_level
+    return ground
+
+
+def _array(tensor: Tensor, *, vectors: bool = True) -> Any:
+    """A tensor as a Warp array without a copy; rows of two or three as vectors."""
     import warp as wp
 
     memory = memory_of(tensor)
+    if not vectors or tensor.dim() == 1:
+        return wp.from_torch(memory)
     if memory.stride(1) != 1:
         memory = memory.contiguous()
-    return wp.from_torch(memory, dtype=wp.vec3d)
+    return wp.from_torch(memory, dtype=wp.vec3d if tensor.shape[1] == 3 else wp.vec2i)
 
 
 def _run_bands(run: Callable[[int, int], None], n: int) -> None:
-    """Share rays among threads: a launch on the CPU runs in one thread and releases the GIL."""
-    workers = os.cpu_count() or 1
-    band = max(_BAND_RAYS, -(-n // (workers * _BANDS_PER_CPU)))
+    """Share rays among as many threads as torch uses; a launch runs in one and frees the GIL."""
+    workers = torch.get_num_threads()
+    band = max(_BAND_RAYS, -(-n // (workers * _BANDS_PER_THREAD)))
     if workers == 1 or n <= band:
         run(0, n)
         return

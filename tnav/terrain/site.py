@@ -1,29 +1,26 @@
 """Terrain around a landing site: the truth, and the degraded map that navigation carries.
 
-The truth is a DEM resampled in float64 into the local frame (curvature baked in) at its coarsest
-level, then refined by halves: each finer level is an interpolating subdivision (Deslauriers and
-Dubuc 1989, six points) of the inner half of the coarser one plus its octave of synthetic relief.
+The truth is a DEM resampled in float64 into the local frame (curvature baked in) with SYNTHETIC
+relief below its resolution, as nested levels of which each averages to the coarser one.
 """
 
 import math
 
-import numpy as np
 import torch
 from jaxtyping import Float32, Float64
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from tnav.config import Recipe
-from tnav.dem.tiles import open_tile, sample_height_m
-from tnav.geometry.moon import RADIUS_M, LocalFrame
+from tnav.dem.mosaic import open_dem
+from tnav.geometry.moon import LocalFrame
 from tnav.records import MapErrorModel
+from tnav.terrain.cache import HeightCache, content_hash
 from tnav.terrain.heightfield import Level, Terrain
-from tnav.terrain.relief import MIN_POSTS_PER_DIAMETER, add_relief
+from tnav.terrain.lattice import Window
+from tnav.terrain.levels import HALF_SPAN_MAX_M, Progress, Pyramid, crop, hull, support, up_in_L_
+from tnav.terrain.synthetic import Relief
 
-_HALF_SPAN_MAX_M = 600e3  # beyond, the fixed point below no longer contracts
-_SPHERE_ITERATIONS = 12  # the fixed point contracts by the slope of the Moon's limb: 0.15 at 260 km
-_SUBDIVISION = (3 / 256, -25 / 256, 150 / 256, 150 / 256, -25 / 256, 3 / 256)
-_MARGIN = 2  # posts beyond the inner half that six points need
 _NOISE_WAVES = 512  # random Fourier features of the map's error field
 
 
@@ -32,7 +29,9 @@ class Site(Recipe):
 
     latitude_deg: float = Field(ge=-90, le=90)
     longitude_deg: float = Field(ge=-180, le=360)
-    dem: str = "lola_ldem16_frigoris"  # manifest entry or path of a raster
+    # manifest entry or path of a raster, or several in order of priority
+    dem: str | list[str] = "lola_ldem16_frigoris"
+    relief: Relief = Relief()
     finest_post_m: float = Field(default=0.5, gt=0)
     levels: int = Field(default=11, ge=1, le=16)  # posts double from level to level
     cells: int = Field(default=1024, ge=64, le=8192, multiple_of=8)  # along each side of a level
@@ -40,9 +39,9 @@ class Site(Recipe):
     @model_validator(mode="after")
     def _fits_the_moon(self) -> "Site":
         half_m = self.cells / 2 * self.finest_post_m * 2 ** (self.levels - 1)
-        if half_m > _HALF_SPAN_MAX_M:
+        if half_m > HALF_SPAN_MAX_M:
             raise ValueError(
-                f"{2e-3 * half_m:.0f} km wide, expected at most {2e-3 * _HALF_SPAN_MAX_M:.0f} km: "
+                f"{2e-3 * half_m:.0f} km wide, expected at most {2e-3 * HALF_SPAN_MAX_M:.0f} km: "
                 "fewer levels, fewer cells or finer posts"
             )
         return self
@@ -67,38 +66,69 @@ class MapQuality(Recipe):
         return MapErrorModel(self.vertical_rms_m, self.vertical_correlation_m, axis_m)
 
 
-def build_truth(site: Site, seed: int) -> Terrain:
+def build_truth(
+    site: Site,
+    seed: int,
+    *,
+    cache: HeightCache | None = None,
+    progress: Progress | None = None,
+) -> Terrain:
     """The ground around a site, on the CPU: DEM, curvature, and SYNTHETIC relief below the DEM.
 
     Args:
         site: where and how fine.
         seed: of the relief.
+        cache: where levels are kept from run to run; None computes them.
+        progress: called with the share of the work that is done, after each level.
 
     Raises:
         TileError: the DEM is missing, damaged, or does not cover the site.
     """
-    tile = open_tile(site.dem)
-    coarsest = site.levels - 1
-    post_m = site.finest_post_m * 2**coarsest
-    z_L = _resample(site, post_m)
-    levels: list[Level] = []
-    for k in range(coarsest, -1, -1):
-        post_m = site.finest_post_m * 2**k
-        if k < coarsest:
-            z_L = _subdivide(z_L)
-        scale_max_m = math.inf if k == coarsest else 4 * post_m
-        z_L = add_relief(
-            z_L,
-            post_m,
-            wavelength_max_m=min(scale_max_m, tile.effective_resolution_m),
-            diameter_max_m=min(
-                scale_max_m / 2 * MIN_POSTS_PER_DIAMETER, tile.effective_resolution_m
-            ),
-            generator=torch.Generator().manual_seed(seed * 64 + k),
-        )
-        half_m = site.cells / 2 * post_m
-        levels.append(Level(west_m=-half_m, south_m=-half_m, post_m=post_m, z_L=z_L))
-    return Terrain(tuple(reversed(levels)))
+    pyramid = Pyramid(
+        frame=site.frame,
+        finest_post_m=site.finest_post_m,
+        levels=site.levels,
+        dem=open_dem(site.dem),
+        relief=site.relief,
+        seed=seed,
+    )
+    half, posts = site.cells // 2, site.cells + 1
+    shown = [pyramid.window(k, -half, -half, posts, posts) for k in range(site.levels)]
+    needed = shown[:1]
+    for window in shown[1:]:
+        needed.append(hull(window, support(needed[-1])))
+    rises: list[Float32[Tensor, "r c"]] = []
+    for k in reversed(range(site.levels)):
+        rises.append(_rise_m(pyramid, k, needed, rises[-1] if rises else None, cache))
+        if progress is not None:
+            progress((site.levels - k) / site.levels)
+    levels = [
+        Level(w.west_m, w.south_m, w.post_m, up_in_L_(crop(rise, held, w), w))
+        for w, held, rise in zip(shown, needed, reversed(rises), strict=True)
+    ]
+    return Terrain(levels)
+
+
+def _rise_m(
+    pyramid: Pyramid,
+    level: int,
+    windows: list[Window],
+    coarse_m: Float32[Tensor, "r c"] | None,
+    cache: HeightCache | None,
+) -> Float32[Tensor, "r c"]:
+    window = windows[level]
+    where = [level, window.row0, window.col0, window.rows, window.cols]
+    key = content_hash({**pyramid.content(), "window": where})
+    kept = cache.get(key) if cache else None
+    if kept is not None:
+        return kept
+    if coarse_m is None:
+        rise_m = pyramid.coarsest_m(window)
+    else:
+        rise_m = pyramid.refine(window, coarse_m, windows[level + 1])
+    if cache:
+        cache.put(key, rise_m)
+    return rise_m
 
 
 def degrade(truth: Terrain, quality: MapQuality, seed: int) -> Terrain:
@@ -144,43 +174,11 @@ def _waves(
 
 
 def _low_pass_and_halve(z_L: Float32[Tensor, "r c"]) -> Float32[Tensor, "r2 c2"]:
-    """Binomial (1 2 1)/4 along both axes, then every other post; the border repeats itself."""
-    padded = torch.nn.functional.pad(z_L[None, None], (1, 1, 1, 1), mode="replicate")[0, 0]
-    rows = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
-    columns = 0.25 * rows[:, :-2] + 0.5 * rows[:, 1:-1] + 0.25 * rows[:, 2:]
-    return columns[::2, ::2].contiguous()
-
-
-def _subdivide(z_L: Float32[Tensor, "r c"]) -> Float32[Tensor, "r c"]:
-    """The inner half of a level at half its posts; posts that both have stay as they are."""
-    cells = z_L.shape[0] - 1
-    first, last = cells // 4 - _MARGIN, 3 * cells // 4 + _MARGIN + 1
-    inner = z_L[first:last, first:last].double()
-    for axis in (0, 1):
-        count = cells // 2 + 1
-        kept = inner.narrow(axis, _MARGIN, count)
-        taps = [w * inner.narrow(axis, k, count - 1) for k, w in enumerate(_SUBDIVISION)]
-        between = torch.stack(taps).sum(0)
-        shape = list(kept.shape)
-        shape[axis] = 2 * count - 1
-        fine = kept.new_empty(shape)
-        fine.movedim(axis, 0)[::2] = kept.movedim(axis, 0)
-        fine.movedim(axis, 0)[1::2] = between.movedim(axis, 0)
-        inner = fine
-    return inner.float()
-
-
-def _resample(site: Site, post_m: float) -> Float32[Tensor, "r c"]:
-    """DEM heights in the local frame, by fixed point: where does the vertical of L meet them?"""
-    tile = open_tile(site.dem)
-    half_m = site.cells / 2 * post_m
-    axis_m = torch.linspace(-half_m, half_m, site.cells + 1, dtype=torch.float64)
-    y, x = torch.meshgrid(axis_m, axis_m, indexing="ij")
-    z = (RADIUS_M**2 - x.square() - y.square()).sqrt() - RADIUS_M
-    for _ in range(_SPHERE_ITERATIONS):
-        latitude, longitude, _ = site.frame.geodetic(torch.stack([x, y, z], -1))
-        height_m = torch.from_numpy(
-            sample_height_m(tile, np.asarray(latitude), np.asarray(longitude))
-        )
-        z = ((RADIUS_M + height_m) ** 2 - x.square() - y.square()).sqrt() - RADIUS_M
-    return z.float()
+    """Binomial (1 2 1)/4 along both axes at every other post; the border repeats itself."""
+    rows, columns = z_L.shape
+    for axis, size in enumerate((rows, columns)):
+        at = torch.arange(0, size, 2)
+        before, after = (at - 1).clamp(min=0), (at + 1).clamp(max=size - 1)
+        sides = z_L.index_select(axis, before).add_(z_L.index_select(axis, after))
+        z_L = z_L.index_select(axis, at).mul_(0.5).add_(sides, alpha=0.25)
+    return z_L

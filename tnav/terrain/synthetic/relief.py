@@ -1,0 +1,50 @@
+"""Relief below a DEM's resolution: craters, boulders and roughness on a window of a lattice.
+
+SYNTHETIC: everything here is invented within published statistics of lunar mare, and every output
+that shows it says so. It is a function of the place in L and of the seed, never of the window: two
+windows agree where they overlap, and a level shows the same craters as the finer ones, averaged
+by the hat of its posts, which is what (1 2 1)/4 along both axes from level to level tends to.
+"""
+
+from jaxtyping import Float32
+from torch import Tensor
+
+from tnav.terrain.lattice import Window
+from tnav.terrain.synthetic import boulders, craters, profile, roughness
+from tnav.terrain.synthetic.recipe import Relief
+from tnav.terrain.synthetic.stamping import stamped_heights
+
+POSTS_PER_DIAMETER = 2.0  # smaller features are below a level's resolution
+
+
+def relief_m(
+    window: Window,
+    recipe: Relief,
+    *,
+    diameter_max_m: float,
+    wavelength_max_m: float,
+    seed: int,
+) -> Float32[Tensor, "rows cols"]:
+    """Heights (m) to add to a smooth ground, on the CPU.
+
+    Args:
+        window: the posts.
+        recipe: what the ground is made of.
+        diameter_max_m: craters from two posts up to this diameter are drawn, with their boulders;
+            larger ones are the DEM's affair.
+        wavelength_max_m: roughness up to this wavelength is added.
+        seed: of the relief.
+    """
+    box = craters.box_of(window)
+    smallest_m = POSTS_PER_DIAMETER * window.post_m
+    found = craters.craters_near(
+        box, recipe, diameter_min_m=smallest_m, diameter_max_m=diameter_max_m, seed=seed
+    )
+    heights = stamped_heights(window, found.features(), profile.crater_table())
+    if recipe.boulders:
+        thrown = boulders.boulders_near(
+            box, recipe, diameter_min_m=smallest_m, diameter_max_m=diameter_max_m, seed=seed
+        )
+        heights += stamped_heights(window, thrown, profile.boulder_table())
+    heights += roughness.rough_heights(window, recipe, wavelength_max_m=wavelength_max_m, seed=seed)
+    return heights.float()
