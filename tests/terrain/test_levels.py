@@ -201,6 +201,8 @@ def test_seed_and_recipe_decide():
     assert not torch.equal(one, smooth.rise_m(0, window))
     assert pyramid(seed=6).content() != pyramid().content()
     assert smooth.content() != pyramid(levels=2).content()
+    assert smooth.content() == pyramid(levels=2, relief=smooth.relief).content()
+    assert len(smooth.content()["arithmetic"]) == 64  # an older version's heights are not taken
 
 
 @pytest.mark.parametrize("away_m", [0.0, 20e3, 250e3, 590e3])

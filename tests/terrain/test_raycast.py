@@ -20,6 +20,7 @@ from torch import Tensor
 from tnav.errors import ConfigError
 from tnav.terrain.heightfield import Level, Terrain
 from tnav.terrain.raycast import SHADOW_LIFT_M, cast, occluded
+from tnav.terrain.site import MapQuality, Site, build_truth, degrade
 
 TERRAINS = {"single": single_terrain(), "nested": nested_terrain()}
 
@@ -260,6 +261,41 @@ def test_blended_rims_leave_depth_continuous() -> None:
     assert (sides[0].level == 1).all()
     assert (sides[1].level == 0).all()
     assert (sides[0].range_m - sides[1].range_m).abs().max() < 5e-6
+
+
+@pytest.mark.parametrize("surface", ["truth", "map"])
+def test_a_site_is_continuous_over_every_border(surface: str) -> None:
+    """Straight down on both sides of all borders: the step is below the finer posts' relief."""
+    site = Site(latitude_deg=60.5, longitude_deg=-4.6, cells=128, levels=5, finest_post_m=2.0)
+    terrain = build_truth(site, seed=1)
+    if surface == "map":
+        terrain = degrade(terrain, MapQuality(), seed=3)
+    along = torch.linspace(0.003, 0.997, 500, dtype=torch.float64)
+    for k, inner in enumerate(terrain.levels[:-1]):
+        x = inner.west_m + along * (inner.east_m - inner.west_m)
+        y = inner.south_m + along * (inner.north_m - inner.south_m)
+        borders = [
+            (torch.stack([torch.full_like(y, inner.west_m), y], 1), _vector(1, 0), inner.z_L[:, 0]),
+            (
+                torch.stack([torch.full_like(y, inner.east_m), y], 1),
+                _vector(-1, 0),
+                inner.z_L[:, -1],
+            ),
+            (torch.stack([x, torch.full_like(x, inner.south_m)], 1), _vector(0, 1), inner.z_L[0]),
+            (torch.stack([x, torch.full_like(x, inner.north_m)], 1), _vector(0, -1), inner.z_L[-1]),
+        ]
+        for xy, inwards, rim_m in borders:
+            sides = []
+            for shift_m in (-1e-6, 1e-6):
+                top = torch.full_like(xy[:, :1], 5000.0)
+                origin = torch.cat([xy + shift_m * inwards, top], 1)
+                sides.append(cast(terrain, origin, _vector(0, 0, -1).expand(origin.shape)))
+            assert (sides[0].level == k + 1).all()
+            assert (sides[1].level == k).all()
+            relief_m = float(rim_m.diff().abs().max())  # from one of the finer posts to the next
+            assert relief_m > 0.01
+            step_m = (sides[0].range_m - sides[1].range_m).abs().max()
+            assert step_m < min(relief_m, 1e-3)
 
 
 # --- shadows ---

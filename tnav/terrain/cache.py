@@ -23,8 +23,8 @@ from torch import Tensor
 
 from tnav.errors import ConfigError
 
-FORMAT = 1  # of the files and of the arithmetic behind them: raise it when either changes
-DEFAULT_LIMIT_MB = 4096
+FORMAT = 1  # of the files: raise it when it changes
+DEFAULT_LIMIT_MB = 4096.0
 _DIGEST_BYTES = 32
 _ABANDONED_S = 3600.0  # a file aside that is older was left by a process that died
 _KEPT_SHARE = 0.9  # of the limit after an eviction, so that the next write does not evict again

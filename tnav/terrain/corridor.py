@@ -30,9 +30,9 @@ from tnav.terrain.synthetic import Relief
 
 _BYTES = 4  # of a float32 height
 _MIPMAP_SHARE = 1 / 15 + 0.01  # 1/16 + 1/256 + ... of the posts, and their rims
-# A view that is being made is held three times (levels, levels with blended rims, levels packed),
-# and whoever asks for it still holds the one before.
-_COPIES = 4
+# A view that is being made is held twice (its levels, and packed), and whoever asks for it still
+# holds the one before.
+_COPIES = 3
 # A level's tiles are made from the next coarser one's, which must not be the first to go; those
 # that they were made from in turn may have been in use later than some of them.
 _LEVELS_OF_TILES = 3

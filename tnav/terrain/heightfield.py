@@ -92,7 +92,7 @@ class Terrain:
         if rim_posts < 0:
             raise ConfigError(f"rim_posts: {rim_posts}, expected 0 or more")
         _check(levels)
-        self._set(*_pack(_blend(levels, rim_posts)))
+        self._set(*_pack(levels, rim_posts))
 
     def _set(self, levels: tuple[Level, ...], packed: Packed) -> None:
         object.__setattr__(self, "levels", levels)
@@ -221,23 +221,21 @@ def _check(levels: Sequence[Level]) -> None:
             )
 
 
-def _blend(levels: Sequence[Level], rim_posts: int) -> list[Level]:
-    """Fade every level but the coarsest into the one around it, from the outside inwards."""
-    blended = [levels[-1]]
-    for level in reversed(levels[:-1]):
-        rows, cols = level.z_L.shape
-        z_L = level.z_L.clone()
+def _blend_(levels: Sequence[Level], rim_posts: int) -> None:
+    """Fade every level but the coarsest into the one around it, in place, from the outside in."""
+    for inner, outer in reversed(list(itertools.pairwise(levels))):
+        rows, cols = inner.z_L.shape
         rim = min(rim_posts, rows, cols)
-        for i, j in (
+        strips = (
             (slice(0, rim), slice(None)),
             (slice(rows - rim, rows), slice(None)),
             (slice(None), slice(0, rim)),
             (slice(None), slice(cols - rim, cols)),
-        ):
-            # from level.z_L, not z_L: strips overlap at the corners and must agree there
-            z_L[i, j] = _faded(level, blended[0], rim, i, j)
-        blended.insert(0, replace(level, z_L=z_L))
-    return blended
+        )
+        # all of them before any is written: strips overlap at the corners and must agree there
+        faded = [_faded(inner, outer, rim, i, j) for i, j in strips]
+        for (i, j), z_L in zip(strips, faded, strict=True):
+            inner.z_L[i, j] = z_L
 
 
 def _faded(
@@ -281,14 +279,22 @@ def _mipmaps(z_L: Float32[Tensor, "rows cols"]) -> list[Float32[Tensor, "r c"]]:
     return maps
 
 
-def _pack(levels: Sequence[Level]) -> tuple[tuple[Level, ...], Packed]:
+def _pack(levels: Sequence[Level], rim_posts: int) -> tuple[tuple[Level, ...], Packed]:
+    """A copy of the heights in one tensor, blended there, and all that the kernels read of it."""
     device = levels[0].z_L.device
-    posts_m = torch.cat([level.z_L.reshape(-1) for level in levels])
+    count = sum(level.z_L.numel() for level in levels)
+    if count > _MAX_VALUES:
+        raise TileError(f"terrain: {count} posts in all, expected at most {_MAX_VALUES}")
+    posts_m = torch.empty(count, dtype=torch.float32, device=device)
+    own = _views(levels, posts_m)
+    for level, given in zip(own, levels, strict=True):
+        level.z_L.copy_(given.z_L)
+    _blend_(own, rim_posts)
     maxima: list[Tensor] = []
     origin: list[list[float]] = []
     layout: list[list[int]] = []
     post_start, node_start = 0, 0
-    for level in levels:
+    for level in own:
         maps = _mipmaps(level.z_L)
         origin.append([level.west_m, level.south_m, level.post_m, float(maps[-1].max())])
         starts = [node_start]
@@ -300,15 +306,13 @@ def _pack(levels: Sequence[Level]) -> tuple[tuple[Level, ...], Packed]:
         maxima += [grid.reshape(-1) for grid in maps]
         node_start = starts[-1]
         post_start += rows * cols
-    if post_start > _MAX_VALUES:
-        raise TileError(f"terrain: {post_start} posts in all, expected at most {_MAX_VALUES}")
     packed = Packed(
         posts_m=posts_m,
         maxima_m=torch.cat(maxima),
         origin_m=torch.tensor(origin, dtype=torch.float64).to(device),
         layout=torch.tensor(layout, dtype=torch.int32).to(device),
     )
-    return _views(levels, posts_m), packed
+    return own, packed
 
 
 def _views(levels: Sequence[Level], posts_m: Float32[Tensor, " p"]) -> tuple[Level, ...]:

@@ -17,9 +17,11 @@ end: by at most 4 mm at 500 km from the origin (73 km of sag), 1 mm at 250 km, 0
 """
 
 import functools
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -144,6 +146,7 @@ class Pyramid:
             "dem": self.dem.fingerprint,
             "relief": self.relief.model_dump(mode="json"),
             "seed": self.seed,
+            "arithmetic": _arithmetic(),
         }
 
     def coarsest_m(self, window: Window) -> Float32[Tensor, "rows cols"]:
@@ -318,6 +321,18 @@ def _subdivided(z: Heights, axis: int) -> Heights:
     taps = [w * z.narrow(axis, k, count) for k, w in enumerate(_SUBDIVISION)]
     pairs = torch.stack([z.narrow(axis, 2, count), torch.stack(taps).sum(0)], axis + 1)
     return pairs.flatten(axis, axis + 1)
+
+
+@functools.cache
+def _arithmetic() -> str:
+    """SHA-256 of the source that heights come from: what an older version kept is not taken."""
+    package = Path(__file__).parents[1]
+    sources = [Path(__file__), *sorted((package / "terrain" / "synthetic").glob("*.py"))]
+    sources += [package / "geometry" / "moon.py", *sorted((package / "dem").glob("*.py"))]
+    digest = hashlib.sha256()
+    for path in sources:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 @functools.cache

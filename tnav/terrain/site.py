@@ -115,7 +115,7 @@ def _rise_m(
     windows: list[Window],
     coarse_m: Float32[Tensor, "r c"] | None,
     cache: HeightCache | None,
-) -> Float32[Tensor, "r c"]:
+) -> Float32[Tensor, "rows cols"]:
     window = windows[level]
     where = [level, window.row0, window.col0, window.rows, window.cols]
     key = content_hash({**pyramid.content(), "window": where})
