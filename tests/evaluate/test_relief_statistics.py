@@ -7,7 +7,7 @@ import torch
 
 from tnav.evaluate import relief_statistics as statistics
 from tnav.terrain.lattice import Window
-from tnav.terrain.synthetic import Relief
+from tnav.terrain.synthetic import Relief, relief
 
 
 def test_the_default_relief_is_mare_by_every_figure():
@@ -89,3 +89,10 @@ def test_craters_buried_in_roughness_are_not_seen():
     assert row.value < 1.0
     assert row.passed is False
     assert clear.value > 3.5
+
+
+def test_levels_keep_the_depth_of_fresh_craters(monkeypatch):
+    """And they would not, if a level lacked the craters that the finer one shows averaged."""
+    assert statistics.built_depth_row(0, Relief()).passed
+    monkeypatch.setattr(relief, "POSTS_PER_DIAMETER", 2.0)
+    assert not statistics.built_depth_row(0, Relief()).passed

@@ -17,8 +17,9 @@ from tnav.evaluate.metrics import AGL_LIMIT_PERCENT
 from tnav.evaluate.runlog import RunDocument, write_document
 from tnav.images import draw_matches, read_image, write_png16
 from tnav.report.figures import figures
-from tnav.report.html import _figure_json, write_report
+from tnav.report.html import write_report
 from tnav.report.layout import Figure
+from tnav.report.page import figure_json
 
 SIZE_LIMIT_BYTES = 9_000_000
 
@@ -229,13 +230,13 @@ def test_everything_is_escaped(faulty: tuple[Path, RunDocument], tmp_path: Path)
         assert "<script" not in json.dumps(spec)  # plotly reads markup in its texts
 
 
-def test_figure_json_cannot_end_its_element() -> None:
+def testfigure_json_cannot_end_its_element() -> None:
     spec = {"data": [{"name": "</script><!-- & é"}], "layout": {}}
-    text = _figure_json(Figure("f", "", "", "", 100, spec))
+    text = figure_json(Figure("f", "", "", "", 100, spec))
     assert not set("<>&") & set(text)
     assert strict(text) == spec
     with pytest.raises(ValueError, match="not JSON compliant"):
-        _figure_json(Figure("f", "", "", "", 100, {"data": [float("nan")]}))
+        figure_json(Figure("f", "", "", "", 100, {"data": [float("nan")]}))
 
 
 def test_phases_of_the_timeline(faulty: tuple[Path, RunDocument]) -> None:

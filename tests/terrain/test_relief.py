@@ -12,7 +12,7 @@ from tnav.terrain.synthetic import Relief, boulders, craters, profile, relief_m,
 from tnav.terrain.synthetic.stamping import Features, stamped_heights
 
 MARE = Relief()
-FROZEN_HEIGHTS_M = [-0.092877, -1.426153, 0.404245]
+FROZEN_HEIGHTS_M = [-0.092877, -1.423002, 0.410083]
 
 
 def _relief(window, recipe=MARE, seed=1, diameter_max_m=1000.0, wavelength_max_m=2000.0):
@@ -177,13 +177,13 @@ def test_roughness_is_the_same_in_all_directions():
 
 def test_posts_too_coarse_for_any_relief_stay_flat():
     window = Window(512.0, -5, -5, 40, 40)
-    z = _relief(window, diameter_max_m=947.0, wavelength_max_m=947.0)
+    z = _relief(window, diameter_max_m=511.0, wavelength_max_m=947.0)
     assert float(z.abs().max()) == 0.0
 
 
 def test_smooth_recipe_draws_nothing():
     recipe = Relief(rms_deviation_17m_m=0)
-    z = _relief(Window(1.0, 0, 0, 40, 40), recipe, diameter_max_m=2.0)
+    z = _relief(Window(1.0, 0, 0, 40, 40), recipe, diameter_max_m=1.0)
     assert float(z.abs().max()) == 0.0
 
 
@@ -242,21 +242,21 @@ def test_boulders_stand_only_by_craters_through_the_regolith():
     assert len(some) > 50
 
 
-def test_recipe_without_boulders_has_none():
-    window = Window(0.5, 6000, -2400, 400, 400)
-    with_them = _relief(window)
+def test_recipe_without_boulders_has_none_and_small_ones_are_left_out():
+    """Around a window on which boulders of over 2 m lie."""
+    near = {"diameter_max_m": 1e3, "seed": 1}
+    box = (-1200.0, -1200.0, 1200.0, 1200.0)
+    thrown = boulders.boulders_near(box, MARE, diameter_min_m=2.0, **near)
+    largest = int(thrown.radius_m.argmax())
+    col, row = round(thrown.east_m[largest] / 0.5) - 50, round(thrown.north_m[largest] / 0.5) - 50
+    window = Window(0.5, row, col, 101, 101)
     without = _relief(window, Relief(boulders=False))
-    bumps = with_them - without
+    bumps = _relief(window) - without
     assert float(bumps.min()) > -1e-6
-    assert (
-        float(bumps.max()) > 0.1
-        or len(
-            boulders.boulders_near(
-                craters.box_of(window), MARE, diameter_min_m=1.0, diameter_max_m=1e3, seed=1
-            )
-        )
-        == 0
-    )
+    assert float(bumps.max()) > 0.3 * thrown.height_m[largest]
+    tall = 2 * float(thrown.radius_m[largest]) + 0.01
+    none = _relief(window, Relief(boulder_diameter_min_m=tall))
+    assert torch.equal(none, without)
 
 
 @pytest.mark.parametrize(

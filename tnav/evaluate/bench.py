@@ -13,10 +13,12 @@ from torch import Tensor
 from tnav.errors import ConfigError
 from tnav.estimate.pnp import solve_pose
 from tnav.evaluate.archive import arrays_of
+from tnav.evaluate.bench_corridor import measure_corridor
 from tnav.evaluate.bench_render import measure_render
 from tnav.evaluate.calibration import measure_calibration
 from tnav.evaluate.limits import Row, rows_of
 from tnav.evaluate.metrics import score
+from tnav.evaluate.relief_statistics import measure_relief
 from tnav.evaluate.run import run
 from tnav.evaluate.scenario import load_scenario
 from tnav.evaluate.world import R_B_C, World, build_world, navigation_of, observe
@@ -28,9 +30,10 @@ from tnav.render.renderer import render
 from tnav.terrain.raycast import cast, occluded
 
 Say = Callable[[str], None]
-NAMES = ("demo", "render", "match", "pose", "fix")
+NAMES = ("demo", "render", "match", "pose", "fix", "relief", "corridor")
 _FIX_HEIGHTS_M = (9000.0, 5000.0, 2500.0, 1200.0, 600.0)
 _FIX_MAPS = 12
+RELIEF_SEED = 0
 _REPEATS = 5
 
 
@@ -51,6 +54,10 @@ def measure(name: str, device: torch.device, seeds: int, say: Say) -> list[Row]:
             return measure_pose(device, say)
         case "fix":
             return measure_fix(device, say)
+        case "relief":
+            return measure_relief(RELIEF_SEED, say)[0]
+        case "corridor":
+            return measure_corridor(say)
     raise ConfigError(f"bench '{name}': not known; expected one of {', '.join(NAMES)}")
 
 

@@ -9,7 +9,6 @@ everything up to kilometres drawn, as if there were no DEM below it.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +17,25 @@ from numpy.typing import NDArray
 from scipy.stats import chi2
 from torch import Tensor
 
+from tnav.dem.mosaic import open_dem
 from tnav.evaluate.limits import Row
+from tnav.evaluate.relief_charts import (
+    BASELINE_M,
+    HURST,
+    HURST_TO_M,
+    SLOPE_DEG,
+    Chart,
+    count_chart,
+    count_point,
+    deviation_chart,
+    slope_chart,
+)
 from tnav.terrain.lattice import Window
+from tnav.terrain.site import Site, build_truth
 from tnav.terrain.synthetic import Relief, craters, population, relief_m
 
 Floats = NDArray[np.float64]
 Say = Callable[[str], None]
-Figure = dict[str, Any]
 
 _DIAMETER_MAX_M, _WAVELENGTH_MAX_M = 8192.0, 16384.0
 
@@ -39,13 +50,13 @@ _SATURATION, _SEEN_MIN, _SEEN_MAX = 1.54, 0.01, 0.10
 _SEEN_POSTS_M = (0.5, 2.0, 8.0)
 _SEEN_CELLS = 1024
 _SEEN_MIN_POSTS, _SEEN_MAX_POSTS = 16.0, 64.0  # diameters looked at
+_BUILT_MIN_POSTS, _BUILT_MAX_POSTS = 8.0, 64.0  # below 8, ring and middle share their posts
+_BUILT_SHARE, _FRESH_STATE, _BUILT_TOLERANCE = 0.8, 0.03, 0.05
 _CHANCE = 0.05  # of random places that pass for craters
 
-# Rosenburg et al. (2011), table 2, maria: median bidirectional slope over 17 m, median Hurst
-# exponent of windows, and the median baseline up to which it holds. The limits are this project's.
-_BASELINE_M, _SLOPE_DEG, _SLOPE_TOLERANCE_DEG = 17.0, 2.0, 0.3
-_HURST, _HURST_TOLERANCE = 0.76, 0.2
-_HURST_FROM_M, _HURST_TO_M = 50.0, 530.0  # from their 57 m, in whole posts
+# Limits around the published figures are this project's.
+_SLOPE_TOLERANCE_DEG, _HURST_TOLERANCE = 0.3, 0.2
+_HURST_FROM_M = 50.0  # Rosenburg et al. (2011) fit from 57 m; in whole posts
 # Cai and Fa (2020): 0.7 to 0.95 from metres to 0.2 km, median 0.9 in maria as in highlands.
 _HURST_FINE_MIN, _HURST_FINE_MAX = 0.7, 0.95
 _WINDOWS = 6
@@ -53,7 +64,7 @@ _WINDOW_POSTS = 769
 _SURVEYS = ((1.0, (2, 4, 8, 17, 32)), (4.25, (4, 8)), (17.0, (3, 7, 13, 20, 31, 59, 118)))  # lags
 
 
-def measure_relief(seed: int, say: Say, recipe: Relief | None = None) -> tuple[list[Row], Figure]:
+def measure_relief(seed: int, say: Say, recipe: Relief | None = None) -> tuple[list[Row], Chart]:
     """Figures of the relief with their limits, and what a figure of them shows.
 
     Args:
@@ -74,17 +85,19 @@ def measure_relief(seed: int, say: Say, recipe: Relief | None = None) -> tuple[l
         row, point = seen_row_and_point(post_m, seed, recipe)
         seen_rows.append(row)
         seen.append(point)
+    say("depths of craters on the levels of a site")
+    built = built_depth_row(seed, recipe)
     say("slopes and deviations")
     fine, metres, coarse = (survey(post_m, lags, seed, recipe) for post_m, lags in _SURVEYS)
     baseline_m = np.concatenate([s.baseline_m for s in (fine, metres, coarse)])
     slope_deg = np.concatenate([s.slope_deg for s in (fine, metres, coarse)])
     deviation_m = np.concatenate([s.pooled_deviation_m() for s in (fine, metres, coarse)])
     figure = {
-        "counts": _count_chart(recipe, counted, seen),
-        "slope": _slope_chart(baseline_m, slope_deg),
-        "deviation": _deviation_chart(baseline_m, deviation_m),
+        "counts": count_chart(recipe, counted, seen),
+        "slope": slope_chart(baseline_m, slope_deg),
+        "deviation": deviation_chart(baseline_m, deviation_m),
     }
-    rows = [*count_rows, *seen_rows, *_survey_rows(fine, metres, coarse)]
+    rows = [*count_rows, *seen_rows, built, *_survey_rows(fine, metres, coarse)]
     return rows, figure
 
 
@@ -106,7 +119,7 @@ def count_interval(count: int, recipe: Relief) -> tuple[float, float]:
     return spread * low, spread * float(chi2.ppf(1 - tail, 2 * n + 2)) / 2
 
 
-def count_rows_and_points(seed: int, recipe: Relief) -> tuple[list[Row], list[Figure]]:
+def count_rows_and_points(seed: int, recipe: Relief) -> tuple[list[Row], list[Chart]]:
     """Craters over each diameter whose centres lie in a box, against the published curve."""
     rows, points = [], []
     for diameter_m in _COUNTED_M:
@@ -136,11 +149,11 @@ def count_rows_and_points(seed: int, recipe: Relief) -> tuple[list[Row], list[Fi
                 "cpu",
             )
         )
-        points.append(_count_point(diameter_m, len(found) + larger, low, high, area_m2))
+        points.append(count_point(diameter_m, len(found) + larger, low, high, area_m2))
     return rows, points
 
 
-def seen_row_and_point(post_m: float, seed: int, recipe: Relief) -> tuple[Row, Figure]:
+def seen_row_and_point(post_m: float, seed: int, recipe: Relief) -> tuple[Row, Chart]:
     """Craters that the finished heights show where they were drawn.
 
     A crater is seen where its ring stands over its middle, relative to the diameter, by more than
@@ -186,8 +199,56 @@ def seen_row_and_point(post_m: float, seed: int, recipe: Relief) -> tuple[Row, F
         "cpu",
     )
     more = share * larger
-    point = _count_point(diameter_min_m, count + more, low + more, high + more, area_m2)
+    point = count_point(diameter_min_m, count + more, low + more, high + more, area_m2)
     return row, point
+
+
+def built_depth_row(seed: int, recipe: Relief) -> Row:
+    """Depth that fresh craters have on a site's levels, over that with which they were drawn.
+
+    Levels are made to average to one another after craters are drawn on each: this shows that it
+    does not take the craters away.
+    """
+    site = Site(
+        latitude_deg=60.5,
+        longitude_deg=-4.6,
+        finest_post_m=0.5,
+        levels=6,
+        cells=1024,
+        relief=recipe,
+    )
+    terrain = build_truth(site, seed)
+    limit_m = open_dem(site.dem).effective_resolution_m
+    ratios, sizes = [], []
+    for level in terrain.levels[:-1]:  # the coarsest is as it was drawn
+        post_m, half_m = level.post_m, _BUILT_SHARE * site.cells / 2 * level.post_m
+        posts = -(site.cells // 2)
+        window = Window(post_m, posts, posts, site.cells + 1, site.cells + 1)
+        drawn_m = relief_m(
+            window, recipe, diameter_max_m=limit_m, wavelength_max_m=limit_m, seed=seed
+        )
+        found = craters.craters_near(
+            (-half_m, -half_m, half_m, half_m),
+            recipe,
+            diameter_min_m=_BUILT_MIN_POSTS * post_m,
+            diameter_max_m=_BUILT_MAX_POSTS * post_m,
+            seed=seed,
+            reach_radii=0.0,
+        )
+        fresh = found.where(found.state < _FRESH_STATE)
+        places = (fresh.east_m, fresh.north_m, fresh.diameter_m)
+        built = apparent_depth_ratio(level.z_L, window, *places)
+        ratios.append(built / apparent_depth_ratio(drawn_m, window, *places))
+        sizes.append(fresh.diameter_m / post_m)
+    ratio, across = np.concatenate(ratios), np.concatenate(sizes)
+    # by half octaves: what a level lacks, it takes from craters of some sizes only
+    octave = np.floor(2 * np.log2(across / _BUILT_MIN_POSTS))
+    medians = [float(np.median(ratio[octave == k])) for k in np.unique(octave)]
+    worst = max(medians, key=lambda median: abs(median - 1))
+    span = f"{_BUILT_MIN_POSTS:g} to {_BUILT_MAX_POSTS:g} posts"
+    name = f"fresh craters of {span}: built depth over drawn, median of the worst half octave"
+    limit, passed = f"1 +- {_BUILT_TOLERANCE:g}", abs(worst - 1) <= _BUILT_TOLERANCE
+    return Row(name, round(worst, 3), "", limit, passed, len(ratio), "cpu")
 
 
 def apparent_depth_ratio(
@@ -266,7 +327,7 @@ def survey(post_m: float, lags: tuple[int, ...], seed: int, recipe: Relief) -> S
 
 def hurst_exponent(baseline_m: Floats, deviation_m: Floats) -> float:
     """Slope of the line fitted to the logarithms of deviation and baseline, up to the breakover."""
-    chosen = baseline_m <= _HURST_TO_M
+    chosen = baseline_m <= HURST_TO_M
     return float(np.polyfit(np.log(baseline_m[chosen]), np.log(deviation_m[chosen]), 1)[0])
 
 
@@ -276,11 +337,11 @@ def _survey_rows(fine: Survey, metres: Survey, coarse: Survey) -> list[Row]:
     kilometre = int(np.argmin(abs(coarse.baseline_m - 1000.0)))
     return [
         Row(
-            f"median bidirectional slope over {_BASELINE_M:g} m",
+            f"median bidirectional slope over {BASELINE_M:g} m",
             round(slope, 2),
             "deg",
-            f"{_SLOPE_DEG:g} +- {_SLOPE_TOLERANCE_DEG:g}",
-            abs(slope - _SLOPE_DEG) <= _SLOPE_TOLERANCE_DEG,
+            f"{SLOPE_DEG:g} +- {_SLOPE_TOLERANCE_DEG:g}",
+            abs(slope - SLOPE_DEG) <= _SLOPE_TOLERANCE_DEG,
             posts,
             "cpu",
         ),
@@ -294,7 +355,7 @@ def _survey_rows(fine: Survey, metres: Survey, coarse: Survey) -> list[Row]:
             "cpu",
         ),
         Row(
-            f"RMS deviation over {_BASELINE_M:g} m",
+            f"RMS deviation over {BASELINE_M:g} m",
             round(float(metres.pooled_deviation_m()[0]), 2),
             "m",
             None,
@@ -303,11 +364,11 @@ def _survey_rows(fine: Survey, metres: Survey, coarse: Survey) -> list[Row]:
             "cpu",
         ),
         Row(
-            f"Hurst exponent, {_HURST_FROM_M:g} to {_HURST_TO_M:g} m, median of windows",
+            f"Hurst exponent, {_HURST_FROM_M:g} to {HURST_TO_M:g} m, median of windows",
             round(hurst, 3),
             "",
-            f"{_HURST:g} +- {_HURST_TOLERANCE:g}",
-            abs(hurst - _HURST) <= _HURST_TOLERANCE,
+            f"{HURST:g} +- {_HURST_TOLERANCE:g}",
+            abs(hurst - HURST) <= _HURST_TOLERANCE,
             _WINDOWS,
             "cpu",
         ),
@@ -328,75 +389,3 @@ def _at(
     count_per_m2: Callable[[Floats, Relief], Floats], diameter_m: float, recipe: Relief
 ) -> float:
     return float(count_per_m2(np.array([diameter_m]), recipe)[0])
-
-
-def _count_point(
-    diameter_m: float, count: float, low: float, high: float, area_m2: float
-) -> Figure:
-    per_km2 = 1e6 / area_m2
-    return {"x": diameter_m, "y": count * per_km2, "low": low * per_km2, "high": high * per_km2}
-
-
-def _count_chart(recipe: Relief, counted: list[Figure], seen: list[Figure]) -> Figure:
-    diameter_m = np.geomspace(1.0, 4096.0, 49)
-    made = population.production_per_m2(diameter_m) * population.flux_age(recipe.age_gyr)
-    curves = (
-        (f"production at {recipe.age_gyr:g} Gyr (Neukum et al. 2001)", made),
-        ("equilibrium (Trask 1966)", population.equilibrium_per_m2(diameter_m, recipe)),
-        ("model", population.visible_per_m2(diameter_m, recipe)),
-    )
-    return {
-        "title": "Craters over a diameter",
-        "x_label": "diameter (m)",
-        "y_label": "craters per km²",
-        "curves": [
-            {"label": label, "x": diameter_m.tolist(), "y": (1e6 * y).tolist()}
-            for label, y in curves
-        ],
-        "points": [
-            {"label": "drawn", "values": counted},
-            {"label": "seen on the heights", "values": seen},
-        ],
-    }
-
-
-def _slope_chart(baseline_m: Floats, slope_deg: Floats) -> Figure:
-    line_m = np.geomspace(_BASELINE_M, _HURST_TO_M, 9)
-    line_deg = _SLOPE_DEG * (line_m / _BASELINE_M) ** (_HURST - 1)
-    return {
-        "title": "Median bidirectional slope",
-        "x_label": "baseline (m)",
-        "y_label": "slope (deg)",
-        "curves": [
-            {
-                "label": "maria, 2.0 deg at 17 m and H = 0.76 (Rosenburg et al. 2011)",
-                "x": line_m.tolist(),
-                "y": line_deg.tolist(),
-            }
-        ],
-        "points": [{"label": "synthetic relief", "values": _plain(baseline_m, slope_deg)}],
-    }
-
-
-def _deviation_chart(baseline_m: Floats, deviation_m: Floats) -> Figure:
-    line_m = np.geomspace(_BASELINE_M, _HURST_TO_M, 9)
-    # Isotropic Gaussian slopes have the median sqrt(2 ln 2) sigma.
-    sigma = math.tan(math.radians(_SLOPE_DEG)) / math.sqrt(2 * math.log(2))
-    line = sigma * _BASELINE_M * (line_m / _BASELINE_M) ** _HURST
-    return {
-        "title": "RMS deviation",
-        "x_label": "baseline (m)",
-        "y_label": "deviation (m)",
-        "curves": [
-            {
-                "label": "maria, if their slopes were Gaussian (Rosenburg et al. 2011)",
-                "x": line_m.tolist(),
-                "y": line.tolist(),
-            }
-        ],
-        "points": [{"label": "synthetic relief", "values": _plain(baseline_m, deviation_m)}],
-    }
-
-
-def _plain(x: Floats, y: Floats) -> list[Figure]:
-    return [{"x": float(a), "y": float(b)} for a, b in sorted(zip(x, y, strict=True))]

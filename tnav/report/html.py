@@ -6,12 +6,10 @@ policy forbids the rest.
 """
 
 import base64
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
@@ -24,10 +22,9 @@ from tnav.evaluate.metrics import (
     within_limits,
 )
 from tnav.evaluate.runlog import FrameRecord, MatchRecord, RunDocument, read_document
-from tnav.files import written_aside
 from tnav.images import display_grey, draw_matches, encode_jpeg, read_image, resize
 from tnav.report.figures import figures
-from tnav.report.layout import Figure
+from tnav.report.page import environment, figure_json, write_text
 from tnav.report.traces import words
 
 _PICTURES_BYTES = 2_600_000  # of all thumbnails together; base64 makes it 3.5 MB in the file
@@ -92,11 +89,7 @@ def write_report(folder: Path) -> Path:
     document = read_document(folder)
     page = _page(document, _gallery(document, folder))
     path = folder / "report.html"
-    try:
-        with written_aside(path) as aside:
-            aside.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise RunFileError(f"{path}: cannot be written ({error.strerror})") from error
+    write_text(path, page)
     return path
 
 
@@ -104,15 +97,9 @@ def _page(document: RunDocument, cards: list[Card]) -> str:
     # Imported here: it is slow, and only a whole report needs it.
     from plotly.offline import get_plotlyjs
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": _number, "signed": _signed, "words": words}
-    return environment.get_template("report.html.j2").render(
+    templates = environment()
+    templates.filters |= {"number": _number, "signed": _signed, "words": words}
+    return templates.get_template("report.html.j2").render(
         title=_sentence(document.setup.scenario),
         run=document,
         setup=document.setup,
@@ -121,7 +108,7 @@ def _page(document: RunDocument, cards: list[Card]) -> str:
         tiles=_tiles(document),
         cards=cards,
         figures=figures(document),
-        figure_json=_figure_json,
+        figure_json=figure_json,
         scored=lambda frame: _scored(document, frame),
         within=within_limits,
         agl_limit_percent=AGL_LIMIT_PERCENT,
@@ -276,14 +263,6 @@ def _evenly(items: list[_Item], most: int) -> list[_Item]:
 
 def _scored(document: RunDocument, frame: FrameRecord) -> bool:
     return frame.true_agl_m >= document.summary.floor_agl_m
-
-
-def _figure_json(figure: Figure) -> Markup:
-    """Strict JSON that cannot end its script element."""
-    text = json.dumps(figure.spec, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)  # noqa: S704 - escaped above
 
 
 def _sentence(name: str) -> str:

@@ -48,6 +48,16 @@ def content_hash(content: Mapping[str, object]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def default_cache() -> "HeightCache | None":
+    """The cache in the default folder; None where the user wants none.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    folder = default_folder()
+    return None if folder is None else HeightCache(folder)
+
+
 class HeightCache:
     """A folder of heights by content hash, of bounded size, the longest unused going first.
 

@@ -24,6 +24,8 @@ class Relief(Recipe):
     secondary_share: float = Field(default=0.3, ge=0, le=0.9)
     secondary_diameter_max_m: float = Field(default=512.0, gt=0)
     boulders: bool = True
+    # Four posts of the finest default level: heightfields show smaller ones as pins.
+    boulder_diameter_min_m: float = Field(default=2.0, gt=0)
     # Roughness beside craters, chosen so that both together have the median slope of maria, 2.0 deg
     # over 17 m, and come near their Hurst exponent of 0.76 (Rosenburg et al. 2011, table 2).
     hurst: float = Field(default=0.95, gt=0, lt=1)

@@ -14,7 +14,10 @@ from tnav.terrain.synthetic import boulders, craters, profile, roughness
 from tnav.terrain.synthetic.recipe import Relief
 from tnav.terrain.synthetic.stamping import stamped_heights
 
-POSTS_PER_DIAMETER = 2.0  # smaller features are below a level's resolution
+# Smaller features are below a level's resolution. With 2 instead of 1, the coarser level would lack
+# craters of 2 to 4 of the finer posts, and as its averages replace the finer level's, take up to
+# 43 % of their depth.
+POSTS_PER_DIAMETER = 1.0
 
 
 def relief_m(
@@ -30,7 +33,7 @@ def relief_m(
     Args:
         window: the posts.
         recipe: what the ground is made of.
-        diameter_max_m: craters from two posts up to this diameter are drawn, with their boulders;
+        diameter_max_m: craters from one post up to this diameter are drawn, with their boulders;
             larger ones are the DEM's affair.
         wavelength_max_m: roughness up to this wavelength is added.
         seed: of the relief.
@@ -42,6 +45,7 @@ def relief_m(
     )
     heights = stamped_heights(window, found.features(), profile.crater_table())
     if recipe.boulders:
+        smallest_m = max(smallest_m, recipe.boulder_diameter_min_m)
         thrown = boulders.boulders_near(
             box, recipe, diameter_min_m=smallest_m, diameter_max_m=diameter_max_m, seed=seed
         )
