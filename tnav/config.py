@@ -69,8 +69,16 @@ def _explain(path: Path, root: yaml.Node | None, model: type[BaseModel], detail:
         close = difflib.get_close_matches(str(location[-1]), known, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(known))}"
         return f"{path}:{line}: {field}: unknown key ({hint})"
-    found = "" if detail["type"] == "missing" else f", found {detail['input']!r}"
-    return f"{path}:{line}: {field}: {detail['msg'].lower()}{found}"
+    # of a check of the whole recipe, all of it would be "found"
+    silent = detail["type"] == "missing" or isinstance(detail["input"], dict)
+    found = "" if silent else f", found {detail['input']!r}"
+    return f"{path}:{line}: {field}: {_uncapitalised(detail['msg'])}{found}"
+
+
+def _uncapitalised(message: str) -> str:
+    """The first letter of pydantic's sentence; names further on keep theirs."""
+    message = message.removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
 
 
 def _line_of(node: yaml.Node | None, location: Sequence[str | int]) -> int:

@@ -4,6 +4,7 @@ Everywhere else the centre of pixel (row, col) is (col + 0.5, row + 0.5): half a
 where coordinates pass through here.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -17,6 +18,16 @@ from tnav.errors import ImageError
 from tnav.files import written_aside
 
 _SHIFT_BITS = 4  # OpenCV draws at sixteenths of a pixel
+_GREY16 = {
+    ".png": [cv2.IMWRITE_PNG_COMPRESSION, 3],
+    ".tiff": [cv2.IMWRITE_TIFF_COMPRESSION, cv2.IMWRITE_TIFF_COMPRESSION_ADOBE_DEFLATE],
+}
+
+# Captions of contact sheets
+_FONT, _FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.45
+_LINE_PX, _BASELINE_PX, _MARGIN_PX = 20, 6, 4
+_INK, _NO_VALUE = (36, 32, 28), (128, 128, 128)
+_BAR_PX, _SHEET_GAP_PX = 10, 10
 
 
 def read_image(path: Path, *, constant_allowed: bool = False) -> Float32[Tensor, "1 1 h w"]:
@@ -45,8 +56,24 @@ def read_image(path: Path, *, constant_allowed: bool = False) -> Float32[Tensor,
 
 def write_png16(path: Path, image: Float32[Tensor, "h w"]) -> None:
     """Write values in [0, 1] as 16-bit PNG: beside its place, then renamed."""
+    with written_aside(path) as aside:
+        aside.write_bytes(encode_grey16(image, ".png"))
+
+
+def encode_grey16(image: Float32[Tensor, "h w"], suffix: str) -> bytes:
+    """Values in [0, 1] as a 16-bit grey picture, without loss: the same bytes for the same values.
+
+    Args:
+        image: linear.
+        suffix: ``.png`` or ``.tiff`` (deflate).
+
+    Raises:
+        ImageError: another suffix.
+    """
+    if suffix not in _GREY16:
+        raise ImageError(f"picture as '{suffix}': expected {' or '.join(_GREY16)}")
     grey = (image.clamp(0, 1) * 65535).round().cpu().numpy().astype(np.uint16)
-    _write(path, ".png", grey, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    return _encode(suffix, grey, _GREY16[suffix])
 
 
 def write_png8(path: Path, image: NDArray[np.uint8]) -> None:
@@ -59,10 +86,15 @@ def encode_jpeg(image: NDArray[np.uint8], quality: int = 82) -> bytes:
     return _encode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
 
 
-def display_grey(image: Float32[Tensor, "h w"]) -> NDArray[np.uint8]:
-    """Linear values as 8-bit grey for people: stretched to the 99.5th percentile, gamma 2.2."""
+def display_grey(image: Float32[Tensor, "h w"], top: float | None = None) -> NDArray[np.uint8]:
+    """Linear values as 8-bit grey for people, gamma 2.2.
+
+    Args:
+        image: the values.
+        top: what is shown white; the 99.5th percentile when absent.
+    """
     linear = image.detach().float().cpu().numpy()
-    top = max(float(np.quantile(linear, 0.995)), 1e-6)
+    top = max(float(np.quantile(linear, 0.995)) if top is None else top, 1e-6)
     return (255 * np.clip(linear / top, 0, 1) ** (1 / 2.2)).astype(np.uint8)
 
 
@@ -89,6 +121,85 @@ def resize(image: NDArray[np.uint8], width_px: int) -> NDArray[np.uint8]:
     """A picture at another width, its aspect kept, by area averaging."""
     height_px = max(1, round(image.shape[0] * width_px / image.shape[1]))
     return cv2.resize(image, (width_px, height_px), interpolation=cv2.INTER_AREA).astype(np.uint8)
+
+
+def colourise(share: Float32[Tensor, "h w"], *, cyclic: bool = False) -> NDArray[np.uint8]:
+    """Values in [0, 1] as BGR of a perceptually uniform map; NaN is mid-grey.
+
+    Args:
+        share: the values.
+        cyclic: twilight, whose ends meet, in place of viridis.
+    """
+    values = share.detach().cpu().numpy()
+    known = np.isfinite(values)
+    index = np.rint(255 * np.clip(np.where(known, values, 0.0), 0, 1)).astype(np.uint8)
+    chosen = cv2.COLORMAP_TWILIGHT if cyclic else cv2.COLORMAP_VIRIDIS
+    picture = cv2.applyColorMap(index, chosen).astype(np.uint8)
+    picture[~known] = _NO_VALUE
+    return picture
+
+
+def colour_bar(width_px: int, low: str, high: str, *, cyclic: bool = False) -> NDArray[np.uint8]:
+    """The map of ``colourise`` from left to right with what its ends stand for."""
+    ramp = torch.linspace(0.0, 1.0, width_px).expand(_BAR_PX, width_px)
+    bar = colourise(ramp, cyclic=cyclic)
+    words = np.full((_LINE_PX, width_px, 3), 255, np.uint8)
+    _write_text(words, low, _MARGIN_PX, 0)
+    right = max(_MARGIN_PX, width_px - _MARGIN_PX - _text_width_px(high))
+    _write_text(words, high, right, 0)
+    return np.vstack([bar, words])
+
+
+def captioned(picture: NDArray[np.uint8], lines: Sequence[str]) -> NDArray[np.uint8]:
+    """A grey or BGR picture as BGR with lines of text under it, the first one bold.
+
+    A line that is too long is written smaller.
+
+    Raises:
+        ImageError: a line that is not ASCII, which is all that every OpenCV can write.
+    """
+    canvas = picture if picture.ndim == 3 else cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
+    words = np.full((_LINE_PX * len(lines) + _MARGIN_PX, canvas.shape[1], 3), 255, np.uint8)
+    for k, line in enumerate(lines):
+        _write_text(words, line, _MARGIN_PX, k * _LINE_PX, bold=k == 0)
+    return np.vstack([canvas, words]).astype(np.uint8)
+
+
+def contact_sheet(pictures: Sequence[NDArray[np.uint8]], columns: int) -> NDArray[np.uint8]:
+    """BGR pictures of one width in rows on white; a row is as high as its highest."""
+    width_px = pictures[0].shape[1]
+    rows = []
+    for first in range(0, len(pictures), columns):
+        row = list(pictures[first : first + columns])
+        height_px = max(p.shape[0] for p in row)
+        cells = [_padded(p, height_px) for p in row]
+        blank = np.full((height_px, width_px, 3), 255, np.uint8)
+        cells += [blank] * (min(columns, len(pictures)) - len(row))
+        between = np.full((height_px, _SHEET_GAP_PX, 3), 255, np.uint8)
+        rows.append(np.hstack([part for cell in cells for part in (between, cell)][1:]))
+    gap = np.full((_SHEET_GAP_PX, rows[0].shape[1], 3), 255, np.uint8)
+    return np.vstack([part for row in rows for part in (gap, row)][1:]).astype(np.uint8)
+
+
+def _padded(picture: NDArray[np.uint8], height_px: int) -> NDArray[np.uint8]:
+    more_px = height_px - picture.shape[0]
+    return np.pad(picture, ((0, more_px), (0, 0), (0, 0)), constant_values=255)
+
+
+def _text_width_px(text: str, *, bold: bool = False) -> int:
+    (width_px, _), _ = cv2.getTextSize(text, _FONT, _FONT_SCALE, 2 if bold else 1)
+    return int(width_px)
+
+
+def _write_text(
+    canvas: NDArray[np.uint8], text: str, left: int, top: int, *, bold: bool = False
+) -> None:
+    if not text.isascii():
+        raise ImageError(f"text '{text}': expected ASCII")
+    room_px = canvas.shape[1] - left - _MARGIN_PX
+    scale = _FONT_SCALE * min(1.0, room_px / max(1, _text_width_px(text, bold=bold)))
+    place = (left, top + _LINE_PX - _BASELINE_PX)
+    cv2.putText(canvas, text, place, _FONT, scale, _INK, 2 if bold else 1, cv2.LINE_AA)
 
 
 def _fixed_point(uv_px: NDArray[np.float64]) -> tuple[int, int]:

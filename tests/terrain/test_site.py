@@ -3,7 +3,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import rasterio
 import torch
 
 from tnav.dem.mosaic import open_dem
@@ -11,9 +13,10 @@ from tnav.dem.tiles import sample_height_m
 from tnav.errors import TileError
 from tnav.geometry.moon import RADIUS_M
 from tnav.terrain.cache import HeightCache
+from tnav.terrain.lattice import Window
 from tnav.terrain.levels import Pyramid, restrict, up_in_L_
 from tnav.terrain.site import MapQuality, Site, build_truth, degrade
-from tnav.terrain.synthetic import Relief
+from tnav.terrain.synthetic import Relief, Resolution, relief_m
 
 SITE = Site(latitude_deg=60.5, longitude_deg=-4.6, cells=128, levels=6, finest_post_m=16.0)
 RIM = 17  # posts that Terrain fades into the level around, and their neighbours
@@ -153,6 +156,44 @@ def test_sites_over_larger_dems(dem):
         lat, lon, height = site.frame.geodetic(torch.cat([xy, z[:, None]], -1))
         expected = sample_height_m(open_dem(site.dem), lat.numpy(), lon.numpy())
         assert torch.allclose(height, torch.from_numpy(expected), atol=100.0)
+
+
+def test_a_mosaic_draws_no_relief_that_its_finer_tile_holds(tmp_path):
+    """Inside it, the ground is that of the tile alone."""
+    rows, cols, posting_deg = 300, 600, 0.02  # 606 m along a meridian
+    wavy = 40 * np.sin(np.arange(rows) / 3)[:, None] * np.cos(np.arange(cols) / 5)[None, :] - 2400
+    fine = tmp_path / "fine.tif"
+    with rasterio.open(
+        fine, "w", driver="GTiff", width=cols, height=rows, count=1, dtype="float32",
+        crs="IAU_2015:30100",
+        transform=rasterio.transform.Affine(posting_deg, 0, -10.6, 0, -posting_deg, 63.5),
+    ) as raster:  # fmt: skip
+        raster.write(wavy.astype("float32"), 1)
+    coarse = "lola_ldem16_frigoris"
+    shape = {"latitude_deg": 60.5, "longitude_deg": -4.6, "cells": 128, "levels": 4}
+    alone, over = (
+        build_truth(Site(finest_post_m=32.0, dem=dem, **shape), seed=1)
+        for dem in ([str(fine)], [str(fine), coarse])
+    )
+    for a, b in zip(alone.levels, over.levels, strict=True):
+        assert (a.z_L - b.z_L).abs().max() < 0.01
+
+
+def test_where_a_finer_tile_ends_relief_begins_without_a_step(tmp_path):
+    """Roughness of a wavelength fades in over the feather, as a function of place."""
+    held = Resolution((100.0, 4000.0), lambda east, north: np.clip(100 + east, 100.0, 4000.0))
+    window = Window(16.0, -64, -64, 513, 513)
+    limits = {"diameter_max_m": 4000.0, "wavelength_max_m": 4000.0, "seed": 2}
+    plain = Relief(boulders=False)
+    z = relief_m(window, plain, resolution=held, **limits)
+    part = relief_m(Window(16.0, 30, 100, 200, 150), plain, resolution=held, **limits)
+    assert (z[94:294, 164:314] - part).abs().max() < 1e-3
+    west, east = z[:, :60], z[:, -120:]
+    full = relief_m(window, plain, **limits)
+    assert (east - full[:, -120:]).abs().max() < 1e-4
+    assert float(west.std()) < 0.3 * float(full[:, :60].std())
+    step = z.diff(dim=1).abs().max(dim=0).values
+    assert float(step.max()) < 1.2 * float(full.diff(dim=1).abs().max())
 
 
 def test_seed_decides(truth):

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tnav.cli.dem import dem_app
-from tnav.errors import TnavError
+from tnav.cli.gallery import gallery
+from tnav.cli.render import render
+from tnav.errors import ConfigError, TnavError
 
 if TYPE_CHECKING:
     from tnav.evaluate.limits import Row
@@ -22,6 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(dem_app, name="dem")
+app.command()(gallery)
+app.command()(render)
 
 _SEEDS = 10**6
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
@@ -117,35 +121,30 @@ def infer(
 
 
 @app.command()
-def render(
-    scenario: Annotated[str, typer.Argument(help="name in datasets/scenarios, or a YAML file")],
-    at: Annotated[list[float], typer.Option(help="time of a view, s; may be repeated")],
-    out: Out = Path("out/render"),
-    device: Device = "auto",
-    seed: Seed = 0,
-) -> None:
-    """Render what the camera sees at times of a scenario: PNG, truth arrays, frames.jsonl."""
-    from tnav.evaluate.scenario import load_scenario, resolve_device
-    from tnav.evaluate.views import write_views
-    from tnav.evaluate.world import build_world
-
-    world = build_world(load_scenario(scenario).with_seed(seed), resolve_device(device))
-    for path in write_views(world, at, out):
-        print(path)
-
-
-@app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="demo, render, match, pose or fix")],
+    name: Annotated[str, typer.Argument(help="demo, render, match, pose, fix or relief")],
     as_json: AsJson = False,
     device: Device = "auto",
     seeds: Annotated[int, typer.Option(min=1, help="draws (demo)")] = 3,
+    out: Annotated[Path | None, typer.Option(help="folder for a page (relief)")] = None,
 ) -> None:
     """Measure and print a table; exit status 1 where a limit is missed."""
-    from tnav.evaluate.bench import measure
+    from tnav.evaluate.bench import RELIEF_SEED, measure
+    from tnav.evaluate.relief_statistics import measure_relief
     from tnav.evaluate.scenario import resolve_device
 
-    rows = measure(name, resolve_device(device), seeds, lambda text: print(text, file=sys.stderr))
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    if out is None:
+        rows = measure(name, resolve_device(device), seeds, say)
+    elif name == "relief":
+        from tnav.report.relief import write_relief_page
+
+        rows, charts = measure_relief(RELIEF_SEED, say)
+        say(f"page: {write_relief_page(out, rows, charts)}")
+    else:
+        raise ConfigError(f"bench {name}: --out writes the page of 'relief' only; leave it out")
     _print_rows(f"bench {name}", rows, as_json)
 
 

@@ -13,6 +13,7 @@ from tnav.evaluate.scenario import Scenario
 from tnav.evaluate.world import navigation_of
 from tnav.geometry.pose import Pose
 from tnav.images import display_grey, draw_matches, read_image, write_png8
+from tnav.terrain.cache import default_cache
 from tnav.terrain.site import build_truth, degrade
 
 _Vector = tuple[float, float, float]
@@ -68,7 +69,7 @@ def infer(image_path: Path, sidecar_path: Path, device: torch.device) -> Localis
             f"{camera.width_px} x {camera.height_px}; give the image and the sidecar that belong "
             "together"
         )
-    ground = build_truth(scenario.site, scenario.seeds.terrain)
+    ground = build_truth(scenario.site, scenario.seeds.terrain, cache=default_cache())
     terrain_map = degrade(ground, scenario.map, scenario.seeds.map).to(device)
     prediction = Prediction(
         t_s=sidecar.t_s,

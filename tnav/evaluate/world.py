@@ -20,6 +20,7 @@ from tnav.render.renderer import render
 from tnav.simulate.descent import Trajectory, fly
 from tnav.simulate.instruments import epochs_s
 from tnav.terrain.albedo import AlbedoField
+from tnav.terrain.cache import default_cache
 from tnav.terrain.heightfield import Terrain
 from tnav.terrain.raycast import cast
 from tnav.terrain.site import build_truth, degrade
@@ -52,7 +53,7 @@ class World:
 
 def build_world(scenario: Scenario, device: torch.device) -> World:
     """Ground, map, flight and Sun of a scenario."""
-    ground = build_truth(scenario.site, scenario.seeds.terrain)
+    ground = build_truth(scenario.site, scenario.seeds.terrain, cache=default_cache())
     terrain_map = degrade(ground, scenario.map, scenario.seeds.map)
     height, _ = ground.height_L(torch.zeros(1, 2, dtype=torch.float64))
     trajectory = fly(scenario.descent, scenario.site.frame, float(height[0]))

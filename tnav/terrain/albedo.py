@@ -34,6 +34,7 @@ _OCTAVES_MAX = 24
 # float32 places a point 250 km away to 0.016 m: a 60th of a radian of the shortest wave from here.
 _FLOAT32_FROM_M = 4.0
 _RASTER_LEVELS_MAX = 8
+_LEAST_LIMIT_M = 1e-6  # stands for no limit
 _SUBPOSTS_MAX = 8  # a raster of more than this many posts in one of the plane's is thinned
 
 
@@ -98,21 +99,26 @@ class AlbedoField:
         Args:
             xy_L: east and north, m.
             shortest_m: waves shorter than this are left out (two pixels on the ground, say), for
-                all points or for each. An octave fades out while the limit passes through it.
+                all points or for each. An octave fades out while the limit passes through it. Where
+                it is NaN, so is the albedo, or it is not.
         """
         tile = self.tile.to(xy_L.device)
         x, y = (v.reshape(-1) for v in xy_L.unbind(-1))
         x32, y32 = x.float(), y.float()
-        limit = shortest_m.reshape(-1) if isinstance(shortest_m, Tensor) else shortest_m
+        limit = _Limit.of(shortest_m)
         log_a = torch.zeros_like(x32)
         for octave in self.octaves:
-            weight = octave.kept(limit)
-            if isinstance(weight, float) and weight == 0.0:
+            power = math.log2(octave.shortest_m)
+            if limit.least >= power + 1:  # nothing is left of it anywhere
                 continue
             near = octave.shortest_m < _FLOAT32_FROM_M
             places = octave.tile_turns(x, y) if near else octave.tile_turns(x32, y32)
-            wave = _lookup(tile, places, corners=True)
-            log_a += weight * (octave.sigma * wave - 0.5 * octave.sigma**2 * weight)
+            wave = _lookup(tile, places, corners=True).mul_(octave.sigma)
+            if limit.most <= power:  # all of it is left everywhere
+                log_a += wave.sub_(0.5 * octave.sigma**2)
+                continue
+            share = (power + 1 - limit.power).clamp(0.0, 1.0)  # linear in the limit's logarithm
+            log_a += wave.sub_(share * (0.5 * octave.sigma**2)).mul_(share)
         return log_a.exp_().reshape(xy_L.shape[:-1])
 
 
@@ -124,13 +130,6 @@ class AlbedoOctave:
     sigma: float  # of the logarithm
     heading_rad: float
     shift: tuple[float, float]  # in tiles
-
-    def kept(self, limit_m: float | Tensor) -> float | Tensor:
-        """Share of the octave that a shortest wavelength leaves, linear in its logarithm."""
-        if isinstance(limit_m, Tensor):
-            octaves = 1 + math.log2(self.shortest_m) - limit_m.clamp_min(1e-6).log2()
-            return octaves.clamp(0.0, 1.0)
-        return min(1.0, max(0.0, 1 + math.log2(self.shortest_m / max(limit_m, 1e-6))))
 
     def tile_turns(self, x: Tensor, y: Tensor) -> Float32[Tensor, "2 n"]:
         """Place in the tile, in [-1, 1] from edge to edge, of points in metres."""
@@ -214,11 +213,10 @@ class AlbedoRaster:
         column = (xy_L[..., 0].reshape(-1) - w.west_m) / w.post_m
         row = (xy_L[..., 1].reshape(-1) - w.south_m) / w.post_m
         inside = (column >= 0) & (column <= w.cols - 1) & (row >= 0) & (row <= w.rows - 1)
-        limit = shortest_m.reshape(-1) if isinstance(shortest_m, Tensor) else shortest_m
+        limit = _Limit.of(shortest_m).over(2 * w.post_m, len(self.levels) - 1)
         out = torch.zeros(column.shape, dtype=torch.float32, device=column.device)
         for k, level in enumerate(self.levels):
-            weight = self._share(k, limit)
-            if isinstance(weight, float) and weight == 0.0:
+            if k <= limit.least - 1 or k >= limit.most + 1:
                 continue
             rows, cols = level.shape
             # A post of level k is the mean of 2^k posts: its centre lies amid theirs.
@@ -228,20 +226,43 @@ class AlbedoRaster:
                     (2 * ((row + 0.5) / 2**k) / rows - 1).float(),
                 ]
             )
-            out += weight * _lookup(level.to(column.device), turns, corners=False)
+            share = (1 - (limit.power - k).abs()).clamp_min(0.0)  # linear in the logarithm
+            out += share * _lookup(level.to(column.device), turns, corners=False)
         return torch.where(inside, out, 1.0).reshape(xy_L.shape[:-1])
-
-    def _share(self, level: int, limit_m: float | Tensor) -> float | Tensor:
-        """Weight of a level where waves from a shortest one on are wanted: linear in its log."""
-        last, nyquist_m = len(self.levels) - 1, 2 * self.window.post_m
-        if isinstance(limit_m, Tensor):
-            each = (limit_m / nyquist_m).clamp_min(1.0).log2().clamp_max(last)
-            return (1 - (each - level).abs()).clamp_min(0.0)
-        octaves = min(float(last), math.log2(max(limit_m / nyquist_m, 1.0)))
-        return max(0.0, 1 - abs(octaves - level))
 
 
 Albedo = AlbedoField | AlbedoRaster
+
+
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """Logarithm to base 2 of a shortest wavelength, and bounds that spare lookups."""
+
+    power: Float32[Tensor, " n"] | Float64[Tensor, ""]
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, shortest_m: float | Float32[Tensor, "*b"]) -> "_Limit":
+        """From metres.
+
+        Bounds over the points are read on the CPU alone, where reading waits for nothing: there
+        they leave out what would add 0 or be multiplied by 1, which changes no bit.
+        """
+        if not isinstance(shortest_m, Tensor):
+            power = math.log2(max(shortest_m, _LEAST_LIMIT_M))
+            return cls(torch.tensor(power, dtype=torch.float64), power, power)
+        each = shortest_m.reshape(-1).clamp_min(_LEAST_LIMIT_M).log_().mul_(1 / math.log(2))
+        if each.device.type != "cpu" or each.numel() == 0:
+            return cls(each, -math.inf, math.inf)
+        least = float(each.nan_to_num(nan=math.inf).amin())
+        return cls(each, least, float(each.nan_to_num(nan=-math.inf).amax()))
+
+    def over(self, unit_m: float, last: int) -> "_Limit":
+        """Octaves over a wavelength, in [0, last]."""
+        shift = math.log2(unit_m)
+        least, most = (min(max(v - shift, 0.0), float(last)) for v in (self.least, self.most))
+        return _Limit((self.power - shift).clamp(0.0, last), least, most)
 
 
 def _halved(finest: Float32[Tensor, "r c"]) -> tuple[Float32[Tensor, "_ _"], ...]:

@@ -18,6 +18,7 @@ end: by at most 4 mm at 500 km from the origin (73 km of sag), 1 mm at 250 km, 0
 
 import functools
 import hashlib
+import importlib.metadata
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,14 +27,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from tnav.dem.mosaic import Mosaic
 from tnav.dem.tiles import Dem, sample_height_m
 from tnav.errors import TileError
 from tnav.geometry.moon import RADIUS_M, LocalFrame
 from tnav.terrain.lattice import Window
-from tnav.terrain.synthetic import Relief, relief_m
+from tnav.terrain.synthetic import Relief, Resolution, relief_m
 
 HALF_SPAN_MAX_M = 600e3  # of L: the vertical of L leans 29 deg on the ground at such a corner
 _REACH_MAX_M = 620e3  # and what posts at that border depend on
@@ -189,11 +192,35 @@ class Pyramid:
     def _detail_m(self, window: Window, *, dem: bool) -> Heights:
         limit_m = self.dem.effective_resolution_m
         z_L = relief_m(
-            window, self.relief, diameter_max_m=limit_m, wavelength_max_m=limit_m, seed=self.seed
+            window,
+            self.relief,
+            diameter_max_m=limit_m,
+            wavelength_max_m=limit_m,
+            seed=self.seed,
+            resolution=self._resolution(),
         ).double()
         if dem:
             z_L += averaged_dem_m(self.dem, self.frame, window)
         return z_L
+
+    def _resolution(self) -> Resolution | None:
+        """Of a mosaic of unequal tiles; None where one number says it."""
+        if not isinstance(self.dem, Mosaic):
+            return None
+        mosaic, frame = self.dem, self.frame
+        steps_m = tuple(sorted({tile.effective_resolution_m for tile in mosaic.tiles}))
+        if len(steps_m) == 1:
+            return None
+
+        def at(east_m: NDArray[np.float64], north_m: NDArray[np.float64]) -> NDArray[np.float64]:
+            s = east_m**2 + north_m**2
+            up_m = -s / (np.sqrt(RADIUS_M**2 - s) + RADIUS_M)
+            point_L = torch.from_numpy(np.stack([east_m, north_m, up_m], -1))
+            latitude, longitude, _ = frame.geodetic(point_L)
+            held_m = mosaic.resolution_m(np.asarray(latitude), np.asarray(longitude))
+            return np.where(np.isfinite(held_m), held_m, mosaic.effective_resolution_m)
+
+        return Resolution(steps_m, at)
 
 
 def averaged_dem_m(dem: Dem, frame: LocalFrame, window: Window) -> Heights:
@@ -325,11 +352,18 @@ def _subdivided(z: Heights, axis: int) -> Heights:
 
 @functools.cache
 def _arithmetic() -> str:
-    """SHA-256 of the source that heights come from: what an older version kept is not taken."""
+    """SHA-256 of the source that heights come from and of the versions of what it calls.
+
+    What another version kept is not taken.
+    """
     package = Path(__file__).parents[1]
-    sources = [Path(__file__), *sorted((package / "terrain" / "synthetic").glob("*.py"))]
+    sources = [Path(__file__), Path(__file__).with_name("lattice.py")]
+    sources += sorted((package / "terrain" / "synthetic").glob("*.py"))
     sources += [package / "geometry" / "moon.py", *sorted((package / "dem").glob("*.py"))]
-    digest = hashlib.sha256()
+    versions = [
+        importlib.metadata.version(name) for name in ("torch", "numpy", "scipy", "rasterio")
+    ]
+    digest = hashlib.sha256(" ".join(versions).encode())
     for path in sources:
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -17,7 +17,7 @@ import numpy as np
 
 from tnav.terrain.synthetic import craters, hashing
 from tnav.terrain.synthetic.craters import Box, Craters
-from tnav.terrain.synthetic.recipe import Relief
+from tnav.terrain.synthetic.recipe import Relief, Resolution
 from tnav.terrain.synthetic.stamping import Features, Floats
 
 _SCALE = 30.8 / 2200.0 ** (2 / 3)  # K, in m^(1/3)
@@ -41,7 +41,13 @@ def largest_boulder_m(crater_diameter_m: Floats) -> Floats:
 
 
 def boulders_near(
-    box: Box, recipe: Relief, *, diameter_min_m: float, diameter_max_m: float, seed: int
+    box: Box,
+    recipe: Relief,
+    *,
+    diameter_min_m: float,
+    diameter_max_m: float,
+    seed: int,
+    resolution: Resolution | None = None,
 ) -> Features:
     """At least every boulder over a diameter that touches a box, from craters up to a diameter."""
     smallest_source_m = max(_CRATER_MIN_M, (diameter_min_m / _SCALE) ** 1.5)
@@ -54,7 +60,7 @@ def boulders_near(
         diameter_max_m=diameter_max_m,
         seed=seed,
         reach_radii=_REACH_RADII,
-    )
+    ).not_in(resolution)
     sources = sources.where((sources.age_gyr < _AGE_MAX_GYR) & sources.primary)
     if len(sources) == 0:
         return _none()

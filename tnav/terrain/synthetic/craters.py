@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tnav.terrain.lattice import Window
 from tnav.terrain.synthetic import hashing, population, profile
-from tnav.terrain.synthetic.recipe import Relief
+from tnav.terrain.synthetic.recipe import Relief, Resolution
 from tnav.terrain.synthetic.stamping import Features
 
 Floats = NDArray[np.float64]
@@ -53,6 +53,17 @@ class Craters:
     def features(self) -> Features:
         """What is stamped: heights scale with the depth, distances with the rim's radius."""
         return Features(self.east_m, self.north_m, self.diameter_m / 2, self.depth_m, self.state)
+
+    def not_in(self, resolution: Resolution | None) -> "Craters":
+        """Those that are smaller than what a DEM holds at their centres."""
+        if resolution is None:
+            return self
+        kept = self.diameter_m < resolution.steps_m[0]
+        asked = np.flatnonzero(~kept)
+        if len(asked):
+            held_m = resolution.at(self.east_m[asked], self.north_m[asked])
+            kept[asked] = self.diameter_m[asked] < held_m
+        return self.where(kept)
 
     def where(self, chosen: NDArray[np.bool_]) -> "Craters":
         """Those of a mask."""

@@ -1,5 +1,10 @@
 """What the synthetic ground is made of: every figure with where it comes from."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from tnav.config import Recipe
@@ -30,3 +35,11 @@ class Relief(Recipe):
     # over 17 m, and come near their Hurst exponent of 0.76 (Rosenburg et al. 2011, table 2).
     hurst: float = Field(default=0.95, gt=0, lt=1)
     rms_deviation_17m_m: float = Field(default=0.34, ge=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """Shortest features that a DEM holds, where that differs from place to place."""
+
+    steps_m: tuple[float, ...]  # of the tiles, ascending
+    at: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]  # east, north: m

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tnav.terrain.lattice import Window
 from tnav.terrain.synthetic import boulders, craters, profile, roughness
-from tnav.terrain.synthetic.recipe import Relief
+from tnav.terrain.synthetic.recipe import Relief, Resolution
 from tnav.terrain.synthetic.stamping import stamped_heights
 
 # Smaller features are below a level's resolution. With 2 instead of 1, the coarser level would lack
@@ -27,6 +27,7 @@ def relief_m(
     diameter_max_m: float,
     wavelength_max_m: float,
     seed: int,
+    resolution: Resolution | None = None,
 ) -> Float32[Tensor, "rows cols"]:
     """Heights (m) to add to a smooth ground, on the CPU.
 
@@ -37,18 +38,26 @@ def relief_m(
             larger ones are the DEM's affair.
         wavelength_max_m: roughness up to this wavelength is added.
         seed: of the relief.
+        resolution: of a DEM that is finer here than there; nothing is drawn that it holds already.
     """
     box = craters.box_of(window)
     smallest_m = POSTS_PER_DIAMETER * window.post_m
     found = craters.craters_near(
         box, recipe, diameter_min_m=smallest_m, diameter_max_m=diameter_max_m, seed=seed
-    )
+    ).not_in(resolution)
     heights = stamped_heights(window, found.features(), profile.crater_table())
     if recipe.boulders:
         smallest_m = max(smallest_m, recipe.boulder_diameter_min_m)
         thrown = boulders.boulders_near(
-            box, recipe, diameter_min_m=smallest_m, diameter_max_m=diameter_max_m, seed=seed
+            box,
+            recipe,
+            diameter_min_m=smallest_m,
+            diameter_max_m=diameter_max_m,
+            seed=seed,
+            resolution=resolution,
         )
         heights += stamped_heights(window, thrown, profile.boulder_table())
-    heights += roughness.rough_heights(window, recipe, wavelength_max_m=wavelength_max_m, seed=seed)
+    heights += roughness.rough_heights(
+        window, recipe, wavelength_max_m=wavelength_max_m, seed=seed, resolution=resolution
+    )
     return heights.float()

@@ -16,7 +16,7 @@ from scipy.interpolate import BSpline
 
 from tnav.terrain.lattice import Window
 from tnav.terrain.synthetic import hashing
-from tnav.terrain.synthetic.recipe import Relief
+from tnav.terrain.synthetic.recipe import Relief, Resolution
 
 Floats = NDArray[np.float64]
 
@@ -25,11 +25,17 @@ _SMOOTH = np.array([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
 _HAT_SAMPLES = 8  # midpoints on each side of the hat
 _NOISE, _SHIFT = 101, 102  # keys of the hash
 _OCTAVES_FOR_SCALE = range(-30, 41)  # those that any baseline can tell
+_RESOLUTION_STEP_M = 512.0  # a seam is feathered over km
 _BASELINE_M = 17.0
 
 
 def rough_heights(
-    window: Window, recipe: Relief, *, wavelength_max_m: float, seed: int
+    window: Window,
+    recipe: Relief,
+    *,
+    wavelength_max_m: float,
+    seed: int,
+    resolution: Resolution | None = None,
 ) -> torch.Tensor:
     """Heights (rows, cols) float64 of all octaves that the posts can carry, up to a wavelength."""
     out = torch.zeros(window.rows, window.cols, dtype=torch.float64)
@@ -38,10 +44,40 @@ def rough_heights(
     first = math.ceil(math.log2(window.post_m) - 1e-9)
     last = math.floor(math.log2(wavelength_max_m / NODES_PER_WAVELENGTH) + 1e-9)
     scale = recipe.rms_deviation_17m_m / _unit_deviation(_BASELINE_M, recipe.hurst)
+    held_m = None
     for octave in range(first, last + 1):
         amplitude_m = scale * 2.0 ** (octave * recipe.hurst)
-        out += amplitude_m * _octave_heights(window, octave, seed).double()
+        heights = amplitude_m * _octave_heights(window, octave, seed).double()
+        wavelength_m = NODES_PER_WAVELENGTH * 2.0**octave
+        if resolution is not None and wavelength_m > resolution.steps_m[0]:
+            held_m = _resolution_grid_m(window, resolution) if held_m is None else held_m
+            # from none of an octave on a tile that holds it to all of it on one that does not
+            finer_m = max(step for step in resolution.steps_m if step < wavelength_m)
+            coarser_m = min(step for step in resolution.steps_m if step >= wavelength_m)
+            heights *= ((held_m - finer_m) / (coarser_m - finer_m)).clamp(0, 1)
+        out += heights
     return out
+
+
+def _resolution_grid_m(window: Window, resolution: Resolution) -> torch.Tensor:
+    """A DEM's resolution at a window's posts: linear between places at multiples of a distance."""
+    stride = max(1, round(_RESOLUTION_STEP_M / window.post_m))
+    grids = []
+    for first, count in ((window.row0, window.rows), (window.col0, window.cols)):
+        low, high = first // stride, (first + count - 1) // stride + 1
+        node = np.arange(low, high + 1)
+        at = np.arange(first, first + count) / stride - low
+        grids.append((node * stride * window.post_m, at))
+    (north_m, row), (east_m, column) = grids
+    east, north = np.meshgrid(east_m, north_m)
+    held = torch.from_numpy(resolution.at(east.ravel(), north.ravel()).reshape(east.shape))
+    for axis, at in ((0, row), (1, column)):
+        below = torch.from_numpy(np.minimum(at.astype(np.int64), held.shape[axis] - 2))
+        share = torch.from_numpy(at) - below
+        share = share[:, None] if axis == 0 else share
+        sides = [held.index_select(axis, below + k) for k in (0, 1)]
+        held = torch.lerp(sides[0], sides[1], share)
+    return held
 
 
 def _octave_heights(window: Window, octave: int, seed: int) -> torch.Tensor:
