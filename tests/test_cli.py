@@ -119,7 +119,7 @@ def test_render_command_writes_pictures_and_truth(tmp_path):
     recipe = _scenario(tmp_path, SITE + "  cells: 128\ncamera: {width_px: 160, height_px: 128}\n")
     _ok(["render", str(recipe), "--at", "20", "--at", "80", "--out", str(tmp_path / "r")])
     lines = (tmp_path / "r/frames.jsonl").read_text().splitlines()
-    assert [json.loads(line)["number"] for line in lines] == [0, 1]
+    assert [json.loads(line)["id"] for line in lines] == [0, 1]
     with np.load(tmp_path / "r/shard-00000/truth/000001.npz") as truth:
         assert truth["range_m"].shape == (128, 160)
         assert truth["hit"].all()

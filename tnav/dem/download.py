@@ -1,5 +1,7 @@
 """Files over HTTP that arrive whole: resumed after a break, hashed, then placed (pooch).
 
+One process at a time writes to a partial file; another waits for it, then finds the file there.
+
 pooch hashes what arrives and moves it into place; its own downloader starts anew after every break,
 which a product of gigabytes does not survive, so this one asks for the rest (HTTP Range with
 If-Range, RFC 9110 sections 13.1.5 and 14.2) and takes the whole where the server cannot.
@@ -9,12 +11,15 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies
+
+from filelock import FileLock, Timeout
 
 from tnav.errors import TileError
 
@@ -22,6 +27,7 @@ _CHUNK_BYTES = 1 << 15  # a break loses at most these
 _TIMEOUT_S = (15.0, 60.0)  # to connect; between bytes
 _BACKOFF_MAX_S = 60.0
 _RETRY_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+WEB_PAGE = "a web page came, not a file; a login page of the network, or a wrong address?"
 Progress = Callable[[str, float], None]
 
 
@@ -37,7 +43,7 @@ class _BreakError(Exception):
 class Patience:
     """How long to go on after breaks."""
 
-    attempts: int = 6  # in a row without a new byte
+    attempts: int = 6  # in a row that bring no more than the best before them
     backoff_s: float = 1.0  # doubles from attempt to attempt
 
 
@@ -49,6 +55,7 @@ def download(
     size: int | None,
     progress: Progress,
     patience: Patience | None = None,
+    stated_in: Path | None = None,
 ) -> str:
     """Fetch a file, or keep it where it is there already with the right hash.
 
@@ -59,17 +66,53 @@ def download(
         size: bytes of the whole, or None.
         progress: called with what is done and the share of it.
         patience: with breaks.
+        stated_in: the file that the sha256 was read from, for messages.
 
     Returns:
         The sha256 of the file.
 
     Raises:
-        TileError: offline, refused, not there, broken too often, or other bytes than expected.
+        TileError: offline, refused, not there, broken too often, a web page, or other bytes than
+            expected.
     """
+    with held(lock_of(target), progress):
+        return _fetch(url, target, sha256, size, progress, patience or Patience(), stated_in)
+
+
+def lock_of(target: Path) -> Path:
+    """The lock of a file that is being downloaded."""
+    return target.with_name(target.name + ".partial.lock")
+
+
+@contextmanager
+def held(lock: Path, progress: Progress) -> Iterator[None]:
+    """A lock, waited for while another process holds it; its file stays for those who wait."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    holder = FileLock(lock)
+    try:
+        holder.acquire(timeout=0)
+    except Timeout:
+        progress("waiting for another process that fetches the same", 0.0)
+        holder.acquire()
+    try:
+        yield
+    finally:
+        holder.release()
+
+
+def _fetch(
+    url: str,
+    target: Path,
+    sha256: str | None,
+    size: int | None,
+    progress: Progress,
+    patience: Patience,
+    stated_in: Path | None,
+) -> str:
     import pooch  # type: ignore[import-untyped]
 
     pooch.get_logger().setLevel("ERROR")
-    fetcher = _Resuming(target, size, progress, patience or Patience())
+    fetcher = _Resuming(target, size, progress, patience)
     known = f"sha256:{sha256}" if sha256 else None
     store = pooch.create(
         path=target.parent,
@@ -81,9 +124,11 @@ def download(
     try:
         store.fetch(target.name, downloader=fetcher)
     except ValueError as error:
+        said = f" ({stated_in})" if stated_in else ""
+        remedy = f"; if it was replaced, take its line out of {stated_in}" if stated_in else ""
         raise TileError(
-            f"{url}: what arrived has another sha256 than {str(sha256)[:12]}..., twice; the file "
-            "was replaced there, or something on the way alters it"
+            f"{url}: what arrived has another sha256 than {str(sha256)[:12]}...{said}, twice; the "
+            f"file was replaced there, or something on the way alters it{remedy}"
         ) from error
     return str(pooch.file_hash(str(target), alg="sha256"))
 
@@ -100,14 +145,15 @@ class _Resuming:
 
     def __call__(self, url: str, output_file: Any, pooch: Any, check_only: bool = False) -> None:
         """Bring the whole file to a place that pooch names."""
-        failures, have = 0, self._have()
+        failures, best = 0, 0  # the longest part so far: without ranges it starts anew each time
         while True:
             try:
                 self._attempt(url)
                 break
             except _BreakError as broken:
-                moved, have = self._have() > have, self._have()
-                failures = 1 if moved else failures + 1
+                have = self._have()
+                failures = 1 if have > best else failures + 1
+                best = max(best, have)
                 if failures >= self._patience.attempts:
                     raise TileError(
                         f"{url}: {broken}; gave up after {failures} attempts with {have} bytes, "
@@ -125,7 +171,13 @@ class _Resuming:
 
         headers = {"Accept-Encoding": "identity", **self._range(url)}
         try:
-            with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as answer:
+            with requests.get(
+                url,
+                headers=headers,
+                stream=True,
+                timeout=_TIMEOUT_S,
+                hooks={"response": _refuse_downgrade},
+            ) as answer:
                 self._receive(url, answer)
         except requests.exceptions.RequestException as error:
             raise _explained(url, error) from error
@@ -140,6 +192,8 @@ class _Resuming:
             raise _BreakError("the file there is shorter than what had arrived: starting anew")
         if status not in (200, 206):
             raise TileError(f"{url}: server says {status} {answer.reason}; is the address right?")
+        if answer.headers.get("Content-Type", "").lower().startswith("text/html"):
+            raise TileError(f"{url}: {WEB_PAGE}")
         start, total = self._place(answer)
         if total is not None and self._size is not None and total != self._size:
             raise TileError(
@@ -147,9 +201,13 @@ class _Resuming:
             )
         if start == 0:
             self._remember(url, answer, total)
+        most = total if self._size is None else self._size
         with self._partial.open("r+b" if start else "wb") as stream:
             stream.seek(start)
             for chunk in answer.iter_content(_CHUNK_BYTES):
+                if most is not None and stream.tell() + len(chunk) > most:
+                    self._forget()
+                    raise TileError(f"{url}: more than the {most} bytes expected arrived; stopped")
                 stream.write(chunk)
                 self._show(stream.tell(), total)
         have = self._have()
@@ -202,6 +260,15 @@ class _Resuming:
         whole = total or self._size
         text = f"{have / 1e6:.1f} MB" + (f" of {whole / 1e6:.1f}" if whole else "")
         self._progress(text, have / whole if whole else 0.0)
+
+
+def _refuse_downgrade(answer: Any, **_: Any) -> None:
+    """Stop at a redirect that leaves https: nobody vouches for what comes from there."""
+    if not answer.is_redirect or urlsplit(answer.url).scheme != "https":
+        return
+    onward = urljoin(answer.url, answer.headers["Location"])
+    if urlsplit(onward).scheme != "https":
+        raise TileError(f"{answer.url}: the server redirects to {onward}, without https: refused")
 
 
 def _explained(url: str, error: Exception) -> Exception:

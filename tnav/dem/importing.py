@@ -6,6 +6,7 @@ Moon CRS. Integers stay as they are (with their scale), floats become heights in
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -116,17 +117,17 @@ def import_dem(
     name = name or _name_of(path)
     require_free(folder, name, overwrite)
     folder.mkdir(parents=True, exist_ok=True)
+    # The lock's file stays: who unlinks it lets a third in beside one who holds it already.
     try:
         with (
             FileLock(folder / f".{name}.lock", timeout=0),
             bounded_memory(),
             _open(path) as raster,
         ):
+            require_free(folder, name, overwrite)  # another may have taken it meanwhile
             return _import(raster, path, claims, progress, name, folder)
     except Timeout as error:
         raise TileError(f"{name}: is being imported by another process; wait for it") from error
-    finally:
-        (folder / f".{name}.lock").unlink(missing_ok=True)
 
 
 def _import(
@@ -153,17 +154,35 @@ def _import(
     holes = _holes(found, bogus)
     layout = _layout(raster, source.grid, reading, holes, claims.precision_m)
     target = folder / f"{name}.tif"
+    fresh = folder / f".{name}.new.tif"
     blocks = _blocks(raster, source, reading, layout, tuple(bogus))
-    write_cog(target, layout, blocks, progress)
     try:
-        entry = _entry(target, source, reading, found, holes, claims, layout)
-        add_entry(folder, name, entry)
-    except BaseException:
-        target.unlink(missing_ok=True)
-        raise
+        write_cog(fresh, layout, blocks, progress)
+        entry = _entry(fresh, source, reading, found, holes, claims, layout)
+        with _in_place_of(target, fresh):
+            add_entry(folder, name, entry.model_copy(update={"file": Path(target.name)}))
+    finally:
+        fresh.unlink(missing_ok=True)
     lines = [f"{reading.note}", *source.notes, *_suspect_lines(found, bogus, source.nodata)]
     lines.append(_hole_line(holes, found.posts, source.grid))
     return Imported(name, target, tuple(lines))
+
+
+@contextmanager
+def _in_place_of(target: Path, fresh: Path) -> Iterator[None]:
+    """A file under its final name; the one it replaces comes back unless all goes well."""
+    old = target.with_name(f".{target.name}.old")
+    if target.exists():
+        target.replace(old)
+    try:
+        fresh.replace(target)
+        yield
+    except BaseException:
+        target.unlink(missing_ok=True)
+        if old.exists():
+            old.replace(target)
+        raise
+    old.unlink(missing_ok=True)
 
 
 def _open(path: Path) -> DatasetReader:

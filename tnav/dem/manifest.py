@@ -114,15 +114,18 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def check_hash(path: Path, sha256: str, name: str, *, always: bool) -> None:
+def check_hash(path: Path, sha256: str, name: str, *, always: bool) -> bool:
     """Compare a file with its entry; a large one only where ``always`` is set.
+
+    Returns:
+        Whether its bytes were compared.
 
     Raises:
         TileError: the file is missing or has other bytes.
     """
     try:
         if not always and path.stat().st_size > _HASH_BYTES:
-            return
+            return False
         found = sha256_of(path)
     except OSError as error:
         raise TileError(f"{path}: missing file of tile '{name}'; restore it") from error
@@ -131,3 +134,4 @@ def check_hash(path: Path, sha256: str, name: str, *, always: bool) -> None:
             f"{path}: sha256 {found[:12]}..., but manifest.yaml says {sha256[:12]}... for "
             f"'{name}'; the file was changed or damaged: restore it"
         )
+    return True

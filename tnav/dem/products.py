@@ -1,5 +1,6 @@
 """Public products by name: where they are, how to cite them, and how they become tiles."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -9,9 +10,10 @@ from pydantic import Field
 
 from tnav.config import Recipe, datasets_dir, load_recipe
 from tnav.dem.cog import Progress
-from tnav.dem.download import Patience, download
+from tnav.dem.download import WEB_PAGE, Patience, download, held, lock_of
 from tnav.dem.importing import Claims, Imported, import_dem, require_free
 from tnav.dem.manifest import user_dir
+from tnav.dem.pds import read_label
 from tnav.errors import TileError
 from tnav.files import written_aside
 
@@ -48,6 +50,16 @@ class Collection(Recipe):
     effective_resolution_m: float | None = Field(default=None, gt=0)
 
 
+@dataclass(frozen=True, slots=True)
+class _Fetched:
+    """A file that has arrived."""
+
+    url: str
+    path: Path
+    sha256: str
+    trusted: bool  # nobody has stated its hash: this one is the first
+
+
 class Catalogue(Recipe):
     """All products that `tnav dem fetch` knows."""
 
@@ -68,7 +80,7 @@ def load_catalogue() -> Catalogue:
         ConfigError: it cannot be read, or does not fit.
         TileError: a product of an unknown collection.
     """
-    path = datasets_dir() / "products.yaml"
+    path = _catalogue_path()
     catalogue = load_recipe(path, Catalogue)
     for name, product in catalogue.products.items():
         if product.collection not in catalogue.collections:
@@ -104,51 +116,89 @@ def fetch(
     collection = catalogue.collections[product.collection]
     require_free(user_dir(), name, overwrite)
     folder = user_dir() / "downloads" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    lines, places, digest = [], [], None
-    for file in reversed(product.files):  # the label first: it is small
-        path, digest, line = _fetch_file(file, folder, progress, patience)
-        places.append(path)
-        lines += [line] if line else []
+    with held(user_dir() / f".{name}.fetch.lock", progress):
+        require_free(user_dir(), name, overwrite)  # whom this one waited for may have made it
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [  # the label first: it is small
+            _fetch_file(file, folder, progress, patience) for file in reversed(product.files)
+        ]
+        done = _import_fetched(name, product, collection, files, progress, overwrite)
+        lines = [_record(file) for file in files if file.trusted]
+        if not keep:
+            _clear(files, folder)
+    return Imported(done.name, done.path, (*lines, *done.lines))
+
+
+def _import_fetched(
+    name: str,
+    product: Product,
+    collection: Collection,
+    files: list[_Fetched],
+    progress: Progress,
+    overwrite: bool,
+) -> Imported:
+    raster = files[-1]
     claims = Claims(
         product=f"{collection.product}, {Path(urlsplit(product.files[0].url).path).name}",
         citation=collection.citation,
         licence=collection.licence,
         effective_resolution_m=collection.effective_resolution_m,
         source=product.files[0].url,
-        source_sha256=digest,
+        source_sha256=raster.sha256,
     )
-    done = import_dem(places[-1], claims, progress, name=name, overwrite=overwrite)
-    if not keep:
-        for path in places:
-            path.unlink()
-        folder.rmdir()
-    return Imported(done.name, done.path, (*lines, *done.lines))
+    try:
+        return import_dem(raster.path, claims, progress, name=name, overwrite=overwrite)
+    except TileError as error:
+        raise TileError(
+            f"{error} (what was downloaded stays in {raster.path.parent}: remove it there to fetch "
+            "it anew)"
+        ) from error
+
+
+def _clear(files: list[_Fetched], folder: Path) -> None:
+    """Remove what was downloaded; the product's own lock keeps others away meanwhile."""
+    for file in files:
+        file.path.unlink()
+        lock_of(file.path).unlink(missing_ok=True)
+    folder.rmdir()
 
 
 def _fetch_file(
     file: RemoteFile, folder: Path, progress: Progress, patience: Patience | None
-) -> tuple[Path, str, str | None]:
-    """Where a file is now, its hash, and what to tell of it."""
+) -> _Fetched:
     place = folder / Path(urlsplit(file.url).path).name
-    recorded = file.sha256 or _checksums().get(file.url)
+    recorded = _checksums().get(file.url)
     found = download(
         file.url,
         place,
-        sha256=recorded,
+        sha256=file.sha256 or recorded,
         size=file.bytes,
         progress=lambda text, share: progress(f"{place.name}: {text}", share),
         patience=patience,
+        stated_in=_catalogue_path() if file.sha256 else _checksum_path(),
     )
-    if recorded:
-        return place, found, None
-    _record(file.url, found)
-    return (
-        place,
-        found,
-        f"{place.name}: sha256 {found}, taken on trust at this first download and recorded in "
-        f"{_checksum_path()}",
-    )
+    if file.sha256 or recorded:
+        return _Fetched(file.url, place, found, trusted=False)
+    try:
+        _check_content(file.url, place)
+    except TileError:
+        place.unlink()  # else the next run would find it there
+        raise
+    return _Fetched(file.url, place, found, trusted=True)
+
+
+def _check_content(url: str, path: Path) -> None:
+    """Refuse what is plainly not a product's file, where no hash tells."""
+    with path.open("rb") as stream:
+        head = stream.read(1024).lstrip().lower()
+    if head.startswith((b"<!doctype html", b"<html")):
+        raise TileError(f"{url}: {WEB_PAGE}")
+    if path.suffix.lower() == ".lbl" and "PDS_VERSION_ID" not in read_label(path):
+        raise TileError(f"{url}: what came is no PDS3 label (it has no PDS_VERSION_ID)")
+
+
+def _catalogue_path() -> Path:
+    return datasets_dir() / "products.yaml"
 
 
 def _checksum_path() -> Path:
@@ -160,8 +210,13 @@ def _checksums() -> dict[str, str]:
     return load_recipe(path, Checksums).sha256 if path.exists() else {}
 
 
-def _record(url: str, sha256: str) -> None:
+def _record(file: _Fetched) -> str:
+    """Keep the hash of a file that proved to be what it should be, and say so."""
     path = _checksum_path()
     with FileLock(path.with_name(".checksums.lock")), written_aside(path) as aside:
-        dump = {"sha256": {**_checksums(), url: sha256}}
+        dump = {"sha256": {**_checksums(), file.url: file.sha256}}
         aside.write_text(yaml.safe_dump(dump, sort_keys=True), encoding="utf-8")
+    return (
+        f"{file.path.name}: sha256 {file.sha256}, taken on trust at this first download and "
+        f"recorded in {path}"
+    )

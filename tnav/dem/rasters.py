@@ -4,6 +4,7 @@ A post is the centre of a pixel; rows and columns here count posts from 0, so GD
 transform is half a pixel off. GDAL has already turned a GeoTIFF's "pixel is point" into corners.
 """
 
+import re
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ DEGREE_M = np.pi / 180 * RADIUS_M  # along a meridian
 _RADIUS_TOLERANCE_M = 1.0
 _CACHE_MB = 256  # GDAL would take a twentieth of the machine's memory for blocks
 _EDGE_TOLERANCE_POSTS = 1e-6  # rounding of a projection, not ground
+_POLE_TOLERANCE_POSTS = 0.1  # from an outer pixel edge to the pole that it is meant to be
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Grid:
     height: int
     x_per_degree: float | None  # of longitude, where x and y are linear in degrees, else None
     periodic: bool  # the columns close around the Moon
+    pole_first: bool = False  # the outer edge of the first row is a pole
+    pole_last: bool = False  # and that of the last row
 
     @property
     def unit_m(self) -> float:
@@ -161,10 +165,62 @@ def grid_of(raster: DatasetReader, crs: CRS, transform: Affine | None = None) ->
     """The grid of an open raster whose CRS was checked, with a transform of its own or another."""
     t = transform or raster.transform
     per_degree = _x_per_degree(crs)
-    periodic = False
-    if per_degree is not None and t.b == 0 and t.d == 0:
-        periodic = bool(abs(abs(t.a) * raster.width - 360.0 * per_degree) < 0.5 * abs(t.a))
-    return Grid(crs, t, raster.width, raster.height, per_degree, periodic)
+    grid = Grid(crs, t, raster.width, raster.height, per_degree, False)
+    if per_degree is None or t.b != 0 or t.d != 0:
+        return grid
+    periodic = bool(abs(abs(t.a) * raster.width - 360.0 * per_degree) < 0.5 * abs(t.a))
+    _, y = _project(grid, np.array([90.0, -90.0]), np.zeros(2))
+    rows = (y - t.f) / t.e - 0.5
+    first = np.abs(rows + 0.5) < _POLE_TOLERANCE_POSTS
+    last = np.abs(rows - (raster.height - 0.5)) < _POLE_TOLERANCE_POSTS
+    return replace(
+        grid, periodic=periodic, pole_first=bool(first.any()), pole_last=bool(last.any())
+    )
+
+
+def files_state(raster: DatasetReader) -> tuple[tuple[str, int, int], ...]:
+    """Name, bytes and time of change (ns) of every file that a raster is read from, sorted.
+
+    GDAL lists the direct sources of a VRT only, and a PDS label without its image: each source is
+    opened in its turn.
+
+    Raises:
+        TileError: a source that lies in no file of this machine, so that nothing tells its changes.
+    """
+    found: dict[str, tuple[str, int, int]] = {}
+    waiting = list(raster.files) or [raster.name]
+    opened = {str(Path(raster.name).resolve())}
+    sources = raster.driver == "VRT"
+    while waiting:
+        place = waiting.pop()
+        path = _on_disk(place, raster.name)
+        stat = path.stat()
+        found[str(path)] = (str(path), stat.st_size, stat.st_mtime_ns)
+        if sources and str(path) not in opened:
+            opened.add(str(path))
+            waiting += _files_of(place)
+    return tuple(sorted(found.values()))
+
+
+def _files_of(place: str) -> list[str]:
+    """Files of a source; none where it is no raster by itself (a sidecar, a raw image)."""
+    try:
+        with (
+            warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning),
+            rasterio.open(place) as raster,
+        ):
+            return list(raster.files)
+    except RasterioError:
+        return []
+
+
+def _on_disk(place: str, of: str) -> Path:
+    """The file of a name that GDAL uses, or the archive that it lies in (``/vsizip/...``)."""
+    path = Path(place.split("/", 2)[2] if re.match("/vsi[a-z]+/", place) else place)
+    for candidate in (path, *path.parents):
+        if candidate.is_file():
+            return candidate.resolve()
+    raise TileError(f"{of}: reads {place}, which is no file here; put a copy on this disk")
 
 
 def posts_of(
@@ -173,7 +229,8 @@ def posts_of(
     """Fractional rows and columns of points, of any longitude convention.
 
     NaN where the projection does not reach. Columns of a raster that closes around the Moon may
-    run beyond it, so that neighbours stay neighbours over its seam.
+    run beyond it, so that neighbours stay neighbours over its seam. Rows of a raster whose outer
+    edge is a pole stop at the last posts, half a post from it.
     """
     x, y = _project(grid, latitude_deg, longitude_deg)
     if grid.x_per_degree is not None and not grid.periodic:
@@ -184,9 +241,15 @@ def posts_of(
     inverse = ~grid.transform
     column = inverse.a * x + inverse.b * y + inverse.c - 0.5
     row = inverse.d * x + inverse.e * y + inverse.f - 0.5
-    return _settled(row, grid.height), (
-        _unfolded(column, grid.width) if grid.periodic else _settled(column, grid.width)
-    )
+    row = _settled(row, grid.height)
+    # No post lies between the outermost row and the pole: its heights hold up to there.
+    margin = 0.5 + _POLE_TOLERANCE_POSTS
+    if grid.pole_first:
+        row = np.where((row < 0) & (row >= -margin), 0.0, row)
+    if grid.pole_last:
+        last = grid.height - 1.0
+        row = np.where((row > last) & (row <= last + margin), last, row)
+    return row, (_unfolded(column, grid.width) if grid.periodic else _settled(column, grid.width))
 
 
 def _project(

@@ -186,7 +186,11 @@ def _distance_m(
     reach_m: float,
 ) -> NDArray[np.float64]:
     row_m, column_m = grid.spacing_m(latitude_deg)
-    near = np.minimum(row, grid.height - 1 - row) * row_m
+    to_edges = [
+        np.full_like(row, np.inf) if grid.pole_first else row * row_m,
+        np.full_like(row, np.inf) if grid.pole_last else (grid.height - 1 - row) * row_m,
+    ]
+    near = np.minimum(*to_edges)
     if not grid.periodic:
         near = np.minimum(near, np.minimum(column, grid.width - 1 - column) * column_m)
     if not piece.valid.all():

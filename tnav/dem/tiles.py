@@ -15,7 +15,7 @@ from rasterio.crs import CRS
 from rasterio.io import DatasetReader
 
 from tnav.dem.manifest import Manifest, TileEntry, check_hash, load_manifest
-from tnav.dem.rasters import Grid, grid_of, open_dataset, require_moon
+from tnav.dem.rasters import Grid, files_state, grid_of, open_dataset, require_moon
 from tnav.dem.sampling import Samples, sample_dn
 from tnav.errors import TileError
 
@@ -74,7 +74,7 @@ class Tile:
     scale: float
     offset: float
     effective_resolution_m: float
-    fingerprint: str  # of the file and of how its numbers are read
+    fingerprint: str  # of the files and of how their numbers are read
     overview: int | None = None  # that heights are read from; None is the full raster
 
     @property
@@ -180,9 +180,9 @@ def open_tile(name_or_path: str) -> Tile:
     manifest = load_manifest()
     if name_or_path in manifest.tiles:
         entry = manifest.tiles[name_or_path]
-        check_hash(entry.file, entry.sha256, name_or_path, always=False)
+        hashed = check_hash(entry.file, entry.sha256, name_or_path, always=False)
         with open_dataset(entry.file) as raster:
-            return _of_entry(raster, name_or_path, entry)
+            return _of_entry(raster, name_or_path, entry, hashed)
     path = Path(name_or_path)
     if not path.exists():
         known = ", ".join(sorted(manifest.tiles))
@@ -198,8 +198,6 @@ def open_raster(path: Path) -> Tile:
     """
     with open_dataset(path) as raster:
         grid = _grid(raster, path)
-        stat = path.stat()
-        identity = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
         return Tile(
             path=path,
             name=path.stem,
@@ -208,7 +206,7 @@ def open_raster(path: Path) -> Tile:
             scale=float(raster.scales[0]),
             offset=float(raster.offsets[0]),
             effective_resolution_m=2.0 * grid.posting_m,
-            fingerprint=_fingerprint(identity, raster.scales[0], raster.offsets[0]),
+            fingerprint=_fingerprint(files_state(raster), raster.scales[0], raster.offsets[0]),
         )
 
 
@@ -248,7 +246,7 @@ def _extent(latitude_deg: NDArray[np.float64], longitude_deg: NDArray[np.float64
     )
 
 
-def _of_entry(raster: DatasetReader, name: str, entry: TileEntry) -> Tile:
+def _of_entry(raster: DatasetReader, name: str, entry: TileEntry, hashed: bool) -> Tile:
     path = entry.file
     grid = _grid(raster, path)
     if grid.crs != CRS.from_string(entry.crs) or raster.scales[0] != entry.scale:
@@ -256,6 +254,8 @@ def _of_entry(raster: DatasetReader, name: str, entry: TileEntry) -> Tile:
             f"{path}: crs {grid.crs.to_string()}, scale {raster.scales[0]}, but manifest.yaml says "
             f"{entry.crs}, {entry.scale} for '{name}'; mend the manifest or restore the file"
         )
+    # What was not hashed just now (a large tile, files beside it) is told by name, size and time.
+    unhashed = [s for s in files_state(raster) if not hashed or s[0] != str(path.resolve())]
     return Tile(
         path=path,
         name=name,
@@ -264,7 +264,7 @@ def _of_entry(raster: DatasetReader, name: str, entry: TileEntry) -> Tile:
         scale=entry.scale,
         offset=entry.offset,
         effective_resolution_m=entry.effective_resolution_m,
-        fingerprint=_fingerprint(entry.sha256, entry.scale, entry.offset),
+        fingerprint=_fingerprint(entry.sha256, *unhashed, entry.scale, entry.offset),
     )
 
 

@@ -42,6 +42,7 @@ _DIAMETER_MAX_M, _WAVELENGTH_MAX_M = 8192.0, 16384.0
 # Counts: boxes of so many diameters, so that some hundreds are over each diameter.
 _COUNTED_M = (2.0, 8.0, 32.0, 128.0, 512.0, 2048.0)
 _BOX_DIAMETERS, _BOX_MAX_M = 200.0, 200e3
+_TRASK = 10**-1.1  # N(>D) = this * D^-2 (Trask 1966)
 _RATIO_MIN, _RATIO_MAX = 0.7, 1.15  # where the two curves meet, a count lies under both
 _CONFIDENCE = 0.95
 
@@ -102,9 +103,12 @@ def measure_relief(seed: int, say: Say, recipe: Relief | None = None) -> tuple[l
 
 
 def published_per_m2(diameter_m: Floats, recipe: Relief) -> Floats:
-    """The lower of production (Neukum et al. 2001) and equilibrium (Trask 1966)."""
+    """The lower of production (Neukum et al. 2001) at a recipe's age and equilibrium (Trask 1966).
+
+    Nothing else is the recipe's: what it takes for equilibrium is what is being judged.
+    """
     made = population.production_per_m2(diameter_m) * population.flux_age(recipe.age_gyr)
-    return np.minimum(made, population.equilibrium_per_m2(diameter_m, recipe))
+    return np.minimum(made, _TRASK / np.asarray(diameter_m) ** 2)
 
 
 def count_interval(count: int, recipe: Relief) -> tuple[float, float]:

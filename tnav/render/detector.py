@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tnav.config import Recipe
 from tnav.errors import ConfigError
+from tnav.geometry.camera import Camera
 from tnav.render import noise, optics
 from tnav.render.exposure import Exposure, auto_exposure_s
 from tnav.render.noise import Stream
@@ -27,7 +28,7 @@ class Detector(Recipe):
 
     # Light on its way in
     vignetting: optics.Vignetting = optics.Vignetting()
-    psf_sigma_px: float = Field(default=0.6, ge=0, le=20)  # optics and pixel aperture together
+    psf_sigma_px: float = Field(default=0.6, ge=0, le=20)  # optics, diffusion; not the pixel's side
     airy_px: float = Field(default=0.0, ge=0, le=20)  # wavelength x f-number / pixel pitch
     defocus_px: float = Field(default=0.0, ge=0, le=60)  # diameter of the blur disc
     # Light into charge
@@ -52,7 +53,7 @@ class Detector(Recipe):
     # Reading
     read_noise_e: float = Field(default=12.0, ge=0)
     column_noise_e: float = Field(default=0.0, ge=0)  # one draw a column and frame
-    gain_e_dn: float | None = Field(default=None, gt=0)  # None: full well at the last step
+    gain_e_dn: float | None = Field(default=None, gt=0)  # None: full well, over black, at the end
     black_level_dn: float = Field(default=0.0, ge=0)
     bits: int = Field(default=12, ge=1, le=16)
 
@@ -74,7 +75,16 @@ class Detector(Recipe):
     @property
     def electrons_per_dn(self) -> float:
         """Gain of the converter."""
-        return self.gain_e_dn if self.gain_e_dn is not None else self.full_well_e / self.steps
+        if self.gain_e_dn is not None:
+            return self.gain_e_dn
+        return self.full_well_e / (self.steps - self.black_level_dn)
+
+    @property
+    def saturation_e(self) -> float:
+        """Charge from which on the number says no more: full well, or the converter's last step."""
+        if self.gain_e_dn is None:
+            return self.full_well_e
+        return min(self.full_well_e, self.gain_e_dn * (self.steps - self.black_level_dn))
 
     @property
     def dark_factor(self) -> float:
@@ -95,17 +105,23 @@ class Patterns:
 
 
 def expose(
-    radiance: Float32[Tensor, "b 1 h w"], detector: Detector, seed: int
+    radiance: Float32[Tensor, "b 1 h w"],
+    detector: Detector,
+    seed: int,
+    *,
+    camera: Camera | None = None,
 ) -> Float32[Tensor, "b 1 h w"]:
     """What the converter reads of scenes.
 
     Args:
-        radiance: radiance factor (I/F) at the aperture.
+        radiance: radiance factor (I/F) at the aperture, each pixel's mean. What is not finite
+            counts as no light, so that it cannot spread over the frame.
         detector: the sensor.
         seed: of shot, read and column noise: of frame k of the batch it is seed + k, so that a
             batch equals its frames one by one under consecutive seeds.
+        camera: whose rays the vignetting follows; a lens about the image's middle when absent.
     """
-    return expose_with_record(radiance, detector, seed)[0]
+    return expose_with_record(radiance, detector, seed, camera=camera)[0]
 
 
 def expose_with_record(
@@ -113,24 +129,30 @@ def expose_with_record(
     detector: Detector,
     seed: int,
     exposure_s: Float32[Tensor, " b"] | None = None,
+    *,
+    camera: Camera | None = None,
 ) -> tuple[Float32[Tensor, "b 1 h w"], Exposure]:
     """What the converter reads of scenes, and how they were exposed.
 
     Args:
-        radiance: radiance factor (I/F) at the aperture.
+        radiance: as in ``expose``.
         detector: the sensor.
         seed: as in ``expose``.
         exposure_s: of each frame, where a control sets it (``ExposureControl``); else the
             detector's own, fixed or automatic.
+        camera: as in ``expose``.
 
     Raises:
-        ConfigError: an image too large for the counter of the noise.
+        ConfigError: an image too large for the counter of the noise, or not of the camera's size.
     """
     b, _, height, width = radiance.shape
     if height * width >= 2**31:
         raise ConfigError(f"image of {width} x {height} pixels, expected less than 2^31")
+    if b == 0:
+        none = radiance.new_zeros(0)
+        return radiance.clone(), Exposure(exposure_s=none, gain=none, saturated=none)
     device, seeds = radiance.device, range(seed, seed + b)
-    focal = focal_plane(radiance, detector)
+    focal = focal_plane(radiance, detector, camera)
     if exposure_s is None:
         exposure_s = _own_exposure_s(focal, detector)
     time_s = exposure_s[:, None, None, None]
@@ -151,18 +173,24 @@ def expose_with_record(
     record = Exposure(
         exposure_s=exposure_s,
         gain=exposure_s * (detector.radiometry.electrons_per_s / detector.full_well_e),
-        saturated=(charge_e >= detector.full_well_e).float().mean((1, 2, 3)),
+        saturated=(charge_e >= detector.saturation_e).float().mean((1, 2, 3)),
     )
     return digitise(read_e, detector), record
 
 
 def focal_plane(
-    radiance: Float32[Tensor, "b 1 h w"], detector: Detector
+    radiance: Float32[Tensor, "b 1 h w"], detector: Detector, camera: Camera | None = None
 ) -> Float32[Tensor, "b 1 h w"]:
-    """Radiance factor that each pixel sees: after fall-off and point spread."""
+    """Radiance factor that each pixel sees: after fall-off and point spread.
+
+    Radiance that is not finite counts as 0.
+    """
     height, width = radiance.shape[-2:]
+    radiance = torch.where(radiance.isfinite(), radiance, 0.0)
     if detector.vignetting != optics.Vignetting():
-        radiance = radiance * optics.falloff(detector.vignetting, height, width, radiance.device)
+        radiance = radiance * optics.falloff(
+            detector.vignetting, height, width, radiance.device, camera
+        )
     airy_px = optics.diffraction_sigma_px(detector.airy_px)
     sigma_px = (detector.psf_sigma_px**2 + airy_px**2) ** 0.5
     return optics.defocus(optics.blur(radiance, sigma_px), detector.defocus_px)

@@ -75,13 +75,14 @@ def veil(
         dust: the recipe.
         camera_L: where from, m; the plume's axis is the vertical through it.
         point_L: ground seen, m.
-        agl_m: height of the camera over the ground.
+        agl_m: height of the camera over the ground; NaN (no ground under it) raises no dust.
         sun_L: unit, to the Sun.
         phase_rad: angle between Sun and camera at the dust.
 
     Returns:
         Transmission of sunlight down and of the ground's light up, and airlight I/F.
     """
+    agl_m = torch.where(agl_m.isnan(), dust.onset_m, agl_m)
     (ux, uy, uz), (dx, dy, dz) = up_L(camera_L).unbind(-1), (camera_L - point_L).unbind(-1)
     height_m = ux * dx + uy * dy + uz * dz
     range_m2 = dx * dx + dy * dy + dz * dz

@@ -18,7 +18,7 @@ class Exposure:
 
     exposure_s: Float32[Tensor, " b"]
     gain: Float32[Tensor, " b"]  # share of full well for I/F = 1 on the axis
-    saturated: Float32[Tensor, " b"]  # share of pixels at full well before any blooming
+    saturated: Float32[Tensor, " b"]  # share of pixels whose own light fills well or converter
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ class Motion:
     velocity_L: Float64[Tensor, "3"] | Float64[Tensor, "b 3"]  # m/s
     rate_C: Float64[Tensor, "3"] | Float64[Tensor, "b 3"]  # rad/s, about the camera's axes
     exposure_s: float = 0.0  # 0: no blur
-    readout_s: float = 0.0  # from the first row's exposure to the last one's; 0: global shutter
+    readout_s: float = 0.0  # of the frame: rows (or columns) times a line's time; 0: global shutter
     readout: Readout = Readout.TOP_TO_BOTTOM
     samples: int = 4  # least number of times within the exposure
 
@@ -48,7 +48,10 @@ class Motion:
         return replace(self, velocity_L=self.velocity_L.to(device), rate_C=self.rate_C.to(device))
 
     def line_times_s(self, count: int, device: torch.device) -> Float64[Tensor, " lines"]:
-        """Mid-exposure of every row (or column), from that of the middle of the frame."""
+        """Mid-exposure of every row (or column), from that of the middle of the frame.
+
+        Of n lines the last is ``readout_s (n - 1) / n`` after the first: each takes its n-th.
+        """
         lines = torch.arange(count, dtype=torch.float64, device=device)
         return ((lines + 0.5) / count - 0.5) * self.readout_s
 

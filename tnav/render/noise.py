@@ -37,9 +37,10 @@ def uniform(
     seeds: Sequence[int], stream: Stream, height: int, width: int, device: torch.device
 ) -> Float32[Tensor, "b 1 {height} {width}"]:
     """Uniform numbers strictly between 0 and 1, one frame for each seed."""
-    keys = torch.tensor([_key(seed, stream) for seed in seeds], dtype=torch.int32).to(device)
+    keys = [_key(seed, stream) for seed in seeds]
+    first, second = (_each(words, device) for words in zip(*keys, strict=True))
     place = torch.arange(height * width, dtype=torch.int32, device=device).view(1, 1, height, width)
-    bits = _mix(_mix(place ^ keys[:, 0, None, None, None]) ^ keys[:, 1, None, None, None])
+    bits = _mix(_mix(place ^ first) ^ second)
     whole = (bits >> (32 - _UNIFORM_BITS)) & (2**_UNIFORM_BITS - 1)
     return whole.float().add_(0.5).mul_(2.0**-_UNIFORM_BITS)
 
@@ -95,6 +96,13 @@ def _key(seed: int, stream: Stream) -> list[int]:
     """Two mixed 32-bit words (NumPy promises that SeedSequence stays as it is)."""
     words = np.random.SeedSequence([seed % 2**64, int(stream)]).generate_state(2, np.uint32)
     return words.view(np.int32).tolist()
+
+
+def _each(words: Sequence[int], device: torch.device) -> Int32[Tensor, "b 1 1 1"]:
+    # Filled where they are used: a tensor of them would be copied there, which the host waits for.
+    return torch.cat(
+        [torch.full((1, 1, 1, 1), word, dtype=torch.int32, device=device) for word in words]
+    )
 
 
 def _mix(x: Int32[Tensor, "*b"]) -> Int32[Tensor, "*b"]:

@@ -1,4 +1,10 @@
-"""From the scene to electrons a second: light fall-off, point spread function, radiometry."""
+"""From the scene to electrons a second: light fall-off, point spread function, radiometry.
+
+Radiance comes as the mean over each pixel's square, which the renderer takes with 4 samples or more
+a pixel: the aperture of the pixels is in it. The point spread here is that of the optics and of
+charge that diffuses, and widens the mean of squares by its own second moment and no more: an edge
+seen through 1 sigma of s pixels spreads over sqrt(s^2 + 1/12).
+"""
 
 import functools
 import math
@@ -6,13 +12,15 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float32
-from kornia.filters import filter2d, gaussian_blur2d
+from kornia.filters import filter2d, filter2d_separable
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from tnav.config import Recipe
+from tnav.errors import ConfigError
+from tnav.geometry.camera import Camera
 
-_KERNEL_SIGMAS = 4.0  # half width of the sampled Gaussian
+_KERNEL_SIGMAS = 4.0  # half width of the kernel, and a pixel
 _DISC_SUBPIXELS = 16  # along a pixel's side, to find how much of it the blur disc covers
 _SUN_TEMPERATURE_K, _SUN_RADIUS_M = 5772.0, 695_700e3  # nominal (IAU 2015 Resolution B3)
 _ASTRONOMICAL_UNIT_M = 149_597_870_700.0  # IAU 2012 Resolution B2
@@ -21,11 +29,15 @@ _BAND_STEPS = 200
 
 
 class Vignetting(Recipe):
-    """Fall-off of the light with the distance from the image's middle; both factors multiply."""
+    """Fall-off of the light away from the principal point; both factors multiply.
 
-    # cos^4 of the field angle behind a rectilinear lens, (1 + r^2/f^2)^-2; None leaves it out
+    Where no ``Camera`` says where that lies, it is the image's middle.
+    """
+
+    # cos^4 of the field angle, (1 + r^2/f^2)^-2; None leaves it out. Where there is a ``Camera``,
+    # the angles are those of its own rays, distortion and all, and this only turns the law on.
     focal_px: float | None = Field(default=None, gt=0)
-    # a1, a2, ... of 1 + a1 q^2 + a2 q^4 + ..., with q = 1 in the corner: pupil and mount
+    # a1, a2, ... of 1 + a1 q^2 + a2 q^4 + ..., with q = 1 in the farthest corner: pupil and mount
     polynomial: tuple[float, ...] = ()
 
     @model_validator(mode="after")
@@ -85,16 +97,41 @@ def sun_photons(band_nm: tuple[float, float]) -> float:
 
 
 def falloff(
-    vignetting: Vignetting, height: int, width: int, device: torch.device
+    vignetting: Vignetting,
+    height: int,
+    width: int,
+    device: torch.device,
+    camera: Camera | None = None,
 ) -> Float32[Tensor, "{height} {width}"]:
-    """Light that each pixel gets over what the middle gets."""
-    v = torch.arange(height, dtype=torch.float64, device=device) + 0.5 - height / 2
-    u = torch.arange(width, dtype=torch.float64, device=device) + 0.5 - width / 2
+    """Light that each pixel gets over what the principal point gets.
+
+    Args:
+        vignetting: the laws.
+        height: of the image, px.
+        width: of the image, px.
+        device: to compute on.
+        camera: whose rays and principal point count; a pinhole about the middle when absent.
+
+    Raises:
+        ConfigError: a camera of another size.
+    """
+    if camera is not None and (camera.height_px, camera.width_px) != (height, width):
+        raise ConfigError(
+            f"camera of {camera.width_px} x {camera.height_px} pixels, expected the image's "
+            f"{width} x {height}"
+        )
+    cx_px, cy_px = (width / 2, height / 2) if camera is None else (camera.cx_px, camera.cy_px)
+    v = torch.arange(height, dtype=torch.float64, device=device) + 0.5 - cy_px
+    u = torch.arange(width, dtype=torch.float64, device=device) + 0.5 - cx_px
     r2 = v[:, None].square() + u.square()
     factor = torch.ones_like(r2)
-    if vignetting.focal_px is not None:
+    if vignetting.focal_px is not None and camera is None:
         factor = (1 + r2 / vignetting.focal_px**2) ** -2
-    q2 = r2 / ((height / 2) ** 2 + (width / 2) ** 2)
+    elif vignetting.focal_px is not None and camera is not None:
+        x, y, z = camera.unproject(camera.pixel_centres(device)).unbind(-1)
+        factor = (z.clamp_min(0.0).square() / (x * x + y * y + z * z)).square()
+    corner2 = max(cx_px, width - cx_px) ** 2 + max(cy_px, height - cy_px) ** 2
+    q2 = r2 / corner2
     polynomial = torch.zeros_like(r2)
     for a in reversed(vignetting.polynomial):
         polynomial = (polynomial + a) * q2
@@ -102,22 +139,29 @@ def falloff(
 
 
 def blur(radiance: Float32[Tensor, "b 1 h w"], sigma_px: float) -> Float32[Tensor, "b 1 h w"]:
-    """Radiance through a Gaussian point spread function; 0 leaves it as it is."""
+    """Radiance through a Gaussian point spread function; 0 leaves it as it is.
+
+    By the discrete analogue of the Gaussian (Lindeberg 1990, IEEE Trans. PAMI 12, 234): its second
+    moment is sigma^2 and two in a row are one of the summed variance, down to no blur at all, where
+    samples of a narrow Gaussian miss its width and its integral over pixels adds theirs again.
+    """
     if sigma_px == 0:
         return radiance
-    size = 2 * int(_KERNEL_SIGMAS * sigma_px + 0.5) + 1
-
-    def spread(frame: Tensor) -> Tensor:
-        return gaussian_blur2d(frame, (size, size), (sigma_px, sigma_px), border_type="replicate")
-
-    return _one_by_one(spread, radiance)
+    kernel = _discrete_gaussian(float(sigma_px), radiance.device)[None]
+    return _one_by_one(
+        lambda frame: filter2d_separable(frame, kernel, kernel, border_type="replicate"), radiance
+    )
 
 
 def defocus(radiance: Float32[Tensor, "b 1 h w"], disc_px: float) -> Float32[Tensor, "b 1 h w"]:
-    """Radiance out of focus: spread evenly over a disc of a diameter; 0 leaves it as it is."""
+    """Radiance out of focus: spread evenly over a disc of a diameter; 0 leaves it as it is.
+
+    Each pixel gets the share of the disc that covers it: a disc of a pixel or less changes nothing,
+    and from 2 px on the second moment is d^2/16 and the 1/12 of a pixel's side.
+    """
     if disc_px == 0:
         return radiance
-    kernel = _disc(disc_px).to(radiance.device)
+    kernel = _disc(float(disc_px), radiance.device)
     return _one_by_one(lambda f: filter2d(f, kernel[None], border_type="replicate"), radiance)
 
 
@@ -138,12 +182,23 @@ def _one_by_one(spread: Callable[[Tensor], Tensor], radiance: Tensor) -> Tensor:
 
 
 @functools.cache
-def _disc(diameter_px: float) -> Float32[Tensor, "k k"]:
+def _discrete_gaussian(sigma_px: float, device: torch.device) -> Float32[Tensor, " k"]:
+    """T(n) = exp(-t) I_n(t) with t = sigma^2, from its Fourier transform exp(t (cos w - 1))."""
+    reach = math.ceil(_KERNEL_SIGMAS * sigma_px) + 1
+    turns = 8 * reach  # the sum over them is the integral but for T(n + 8 reach) and beyond
+    w = torch.arange(turns, dtype=torch.float64, device=device) * (2 * math.pi / turns)
+    n = torch.arange(-reach, reach + 1, dtype=torch.float64, device=device)
+    weights = (torch.exp(sigma_px**2 * (w.cos() - 1)) * (n[:, None] * w).cos()).sum(1)
+    return (weights / weights.sum()).float()
+
+
+@functools.cache
+def _disc(diameter_px: float, device: torch.device) -> Float32[Tensor, "k k"]:
     """Share of a disc's light in each pixel around its centre."""
     reach = math.ceil(diameter_px / 2 + 0.5) - 1
     side = 2 * reach + 1
-    place = (torch.arange(side * _DISC_SUBPIXELS, dtype=torch.float64) + 0.5) / _DISC_SUBPIXELS
-    place = place - side / 2
+    steps = torch.arange(side * _DISC_SUBPIXELS, dtype=torch.float64, device=device)
+    place = (steps + 0.5) / _DISC_SUBPIXELS - side / 2
     inside = (place[:, None].square() + place.square() <= (diameter_px / 2) ** 2).double()
     cells = inside.view(side, _DISC_SUBPIXELS, side, _DISC_SUBPIXELS).sum((1, 3))
     return (cells / cells.sum()).float()

@@ -7,6 +7,7 @@ posts, of the exposure where the camera moves, of the Sun's disc where its penum
 Beyond the coarsest level of the terrain there is nothing: it neither shows nor casts a shadow.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from tnav.errors import ConfigError
 from tnav.geometry.camera import Camera
+from tnav.geometry.distortion import Fisheye
 from tnav.geometry.pose import Pose
 from tnav.records import Frame, SurfaceTruth
 from tnav.render.dust import DustPlume, veil
@@ -33,6 +35,7 @@ from tnav.terrain.raycast import cast, occluded
 CPU_MEMORY_BYTES = 64 * 2**20
 DEVICE_MEMORY_BYTES = 1024 * 2**20
 _RAY_BYTES = 256  # a ray with its hit, its shadow and its photometry, at the peak
+_LEAST_COSINE = 0.05  # flatter than this (87 deg) the ground's footprint no longer grows
 
 
 def render(
@@ -58,10 +61,11 @@ def render(
         terrain: ground or map, on the device to render on.
         camera: one for all poses.
         pose: where from; at mid-exposure of the frame's middle where the camera moves.
-        sun: unit vector to the Sun, one or one a pose, or how it lights the ground in full.
+        sun: vector to the Sun, one or one a pose, or how it lights the ground in full.
         first_level: finest level to look at (``Terrain.level_for``).
         samples: 1, 4, 9 or 16 stratified samples a pixel for the radiance.
-        albedo: reflectance pattern; uniform when absent.
+        albedo: reflectance pattern, without the waves that a sample's footprint averages away;
+            uniform when absent.
         reflectance: law of the ground; Lunar-Lambert of mare when absent.
         motion: of the camera during the exposure; none when absent.
         dust: haze of the engine's plume; none when absent.
@@ -77,8 +81,9 @@ def render(
     device = pose.position_L.device
     light = (sun if isinstance(sun, Sunlight) else Sunlight(sun)).to(device)
     motion = None if motion is None else motion.to(device)
+    albedo = None if albedo is None else albedo.to(device)
     law = LunarLambert() if reflectance is None else reflectance
-    scene = _Scene(terrain, first_level, camera, pose, light, law, albedo, motion, dust)
+    scene = _Scene(terrain, first_level, camera, pose, light, law, albedo, motion, dust, samples)
     scene.check()
     plan = stratified(samples, 1 if motion is None or motion.exposure_s == 0 else motion.samples)
     size = (len(pose), camera.height_px, camera.width_px)
@@ -113,6 +118,7 @@ class _Seen:
     level: Int32[Tensor, "b h w"]
     sun_fraction: Float32[Tensor, "b h w"]
     cos_incidence: Float32[Tensor, "b h w"]  # mean over the part of the Sun that is seen
+    axis_cosine: Float64[Tensor, "h w"]  # of the rays to the camera's axis
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +132,7 @@ class _Scene:
     albedo: AlbedoField | AlbedoRaster | None
     motion: Motion | None
     dust: DustPlume | None
+    samples: int  # that share a pixel
 
     def check(self) -> None:
         """Raises ConfigError where a vector is neither one for all poses nor one a pose."""
@@ -214,6 +221,7 @@ class _Scene:
             level=hits.level.view(shape),
             sun_fraction=fraction,
             cos_incidence=cos_incidence,
+            axis_cosine=rays[2],
         )
 
     def sunlit(
@@ -268,10 +276,25 @@ class _Scene:
         if self.light.earth is not None:
             value = value + self.earthlight(block, seen, cos_emission)
         if self.albedo is not None:
-            value = value * torch.where(seen.hit, self.albedo.at(seen.point_L[..., :2]), 0.0)
+            shortest_m = self.shortest_m(seen, cos_emission)
+            pattern = self.albedo.at(seen.point_L[..., :2], shortest_m)
+            value = value * torch.where(seen.hit, pattern, 0.0)
         if self.dust is not None:
             value = self.through_dust(block, seen, value, phase_rad)
         return value
+
+    def shortest_m(
+        self, seen: _Seen, cos_emission: Float32[Tensor, "b h w"]
+    ) -> Float32[Tensor, "b h w"]:
+        """Shortest wave of albedo that a sample can show: two of its sides on the ground; or NaN.
+
+        The side is that of a square with the area that the sample covers: range^2 times its solid
+        angle over the cosine of emission. On slanted ground this is nearer to the mean over the
+        footprint than its longer side, which takes away what the shorter one still resolves.
+        """
+        stretch = cos_emission.clamp_min(_LEAST_COSINE).rsqrt_()
+        shortest_m = stretch.mul_(seen.range_m).mul_(_pixel_rad(self.camera, seen.axis_cosine))
+        return torch.where(seen.hit, shortest_m.mul_(2 / math.sqrt(self.samples)), math.nan)
 
     def earthlight(
         self, block: Block, seen: _Seen, cos_emission: Float32[Tensor, "b h w"]
@@ -353,6 +376,20 @@ def _phase_rad(
     """
     square = dot(ray_L, light_L).add_(1.0).mul_(0.5).clamp_(0.0, 1.0)
     return square.float().sqrt_().asin_().mul_(2.0)
+
+
+def _pixel_rad(camera: Camera, cosine: Float64[Tensor, "h w"]) -> Float32[Tensor, "h w"]:
+    """Root of the solid angle of pixels whose rays have a cosine to the camera's axis.
+
+    A pinhole's is cos^3 / f^2, an equidistant fisheye's sin(a) / a / f^2; what distortion adds to
+    either is left out.
+    """
+    cosine = cosine.float()
+    if isinstance(camera.distortion, Fisheye):
+        square = torch.sinc(cosine.clamp(-1.0, 1.0).acos_().mul_(1 / math.pi))
+    else:
+        square = cosine * cosine * cosine
+    return square.clamp_min_(0.0).sqrt_().mul_(1 / camera.focal_px)
 
 
 def _frame(tensors: dict[str, Tensor]) -> Frame:

@@ -22,6 +22,7 @@ _EARTH_DISTANCE_M = 3.844e8  # mean, between centres
 _EARTH_BOND_ALBEDO = 0.297  # Goode et al. 2001, Geophys. Res. Lett. 28, 1671
 _GOLDEN_TURN = (3 - math.sqrt(5)) / 2  # of a turn, between neighbours on a sunflower spiral
 _WIDEST_SUN_RAD = 0.1
+_ROUNDING = 1e-14  # of the square of a unit vector
 
 # I(mu)/I(1) = a0 + a1 mu + a2 mu^2 at 550 nm, mu the cosine at the Sun's surface
 # (Cox 2000, Allen's Astrophysical Quantities, section 14.7)
@@ -42,7 +43,7 @@ class Earthshine:
     to other ground, which in a sunlit scene is far stronger than the Earth's.
     """
 
-    earth_L: Float64[Tensor, "3"] | Float64[Tensor, "b 3"]  # unit, to the Earth; one, or a pose's
+    earth_L: Float64[Tensor, "3"] | Float64[Tensor, "b 3"]  # to the Earth; one, or a pose's
     irradiance_ratio: float  # the Earth's irradiance over the Sun's (`earth_irradiance_ratio`)
 
     def __post_init__(self) -> None:
@@ -50,6 +51,7 @@ class Earthshine:
             raise ConfigError(
                 f"earthshine.irradiance_ratio: {self.irradiance_ratio}, expected in [0, 1)"
             )
+        object.__setattr__(self, "earth_L", _unit(self.earth_L))
 
     def to(self, device: torch.device) -> "Earthshine":
         """The same on another device."""
@@ -75,9 +77,12 @@ def earth_irradiance_ratio(phase_rad: float, distance_m: float = _EARTH_DISTANCE
 
 @dataclass(frozen=True, slots=True)
 class Sunlight:
-    """The Sun over a batch of poses. Radiance factors do not depend on its distance."""
+    """The Sun over a batch of poses. Radiance factors do not depend on its distance.
 
-    sun_L: Float64[Tensor, "3"] | Float64[Tensor, "b 3"]  # unit, to its centre; one, or a pose's
+    Vectors to Sun and Earth may have any length but 0; what is kept of them is unit.
+    """
+
+    sun_L: Float64[Tensor, "3"] | Float64[Tensor, "b 3"]  # to its centre; one, or a pose's
     samples: int = 1  # shadow rays for each ray of the camera; 1: a point without penumbra
     angular_radius_rad: float = sun_radius_rad()
     limb_darkening: tuple[float, float, float] = LIMB_DARKENING
@@ -91,6 +96,7 @@ class Sunlight:
                 f"sunlight.angular_radius_rad: {self.angular_radius_rad}, "
                 f"expected in (0, {_WIDEST_SUN_RAD})"
             )
+        object.__setattr__(self, "sun_L", _unit(self.sun_L))
 
     def to(self, device: torch.device) -> "Sunlight":
         """The same on another device."""
@@ -148,6 +154,13 @@ def light_radius(share: float, darkening: tuple[float, float, float]) -> float:
         else:
             high = middle
     return math.sqrt(1 - low**2)
+
+
+def _unit(vector: Float64[Tensor, "*b 3"]) -> Float64[Tensor, "*b 3"]:
+    """Vectors of length 1; those that have it to rounding keep their bits."""
+    x, y, z = vector.unbind(-1)
+    square = (x * x + y * y + z * z)[..., None]
+    return torch.where((square - 1).abs() < _ROUNDING, vector, vector / square.sqrt())
 
 
 def _across(

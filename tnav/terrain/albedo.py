@@ -34,7 +34,6 @@ _OCTAVES_MAX = 24
 # float32 places a point 250 km away to 0.016 m: a 60th of a radian of the shortest wave from here.
 _FLOAT32_FROM_M = 4.0
 _RASTER_LEVELS_MAX = 8
-_LEAST_LIMIT_M = 1e-6  # stands for no limit
 _SUBPOSTS_MAX = 8  # a raster of more than this many posts in one of the plane's is thinned
 
 
@@ -117,7 +116,7 @@ class AlbedoField:
             if limit.most <= power:  # all of it is left everywhere
                 log_a += wave.sub_(0.5 * octave.sigma**2)
                 continue
-            share = (power + 1 - limit.power).clamp(0.0, 1.0)  # linear in the limit's logarithm
+            share = _within(power + 1 - limit.power)  # linear in the limit's logarithm
             log_a += wave.sub_(share * (0.5 * octave.sigma**2)).mul_(share)
         return log_a.exp_().reshape(xy_L.shape[:-1])
 
@@ -213,7 +212,7 @@ class AlbedoRaster:
         column = (xy_L[..., 0].reshape(-1) - w.west_m) / w.post_m
         row = (xy_L[..., 1].reshape(-1) - w.south_m) / w.post_m
         inside = (column >= 0) & (column <= w.cols - 1) & (row >= 0) & (row <= w.rows - 1)
-        limit = _Limit.of(shortest_m).over(2 * w.post_m, len(self.levels) - 1)
+        limit = _Limit.of(shortest_m, 2 * w.post_m, (0.0, len(self.levels) - 1.0))
         out = torch.zeros(column.shape, dtype=torch.float32, device=column.device)
         for k, level in enumerate(self.levels):
             if k <= limit.least - 1 or k >= limit.most + 1:
@@ -226,7 +225,7 @@ class AlbedoRaster:
                     (2 * ((row + 0.5) / 2**k) / rows - 1).float(),
                 ]
             )
-            share = (1 - (limit.power - k).abs()).clamp_min(0.0)  # linear in the logarithm
+            share = _within(1 - abs(limit.power - k))  # linear in the limit's logarithm
             out += share * _lookup(level.to(column.device), turns, corners=False)
         return torch.where(inside, out, 1.0).reshape(xy_L.shape[:-1])
 
@@ -236,33 +235,39 @@ Albedo = AlbedoField | AlbedoRaster
 
 @dataclass(frozen=True, slots=True)
 class _Limit:
-    """Logarithm to base 2 of a shortest wavelength, and bounds that spare lookups."""
+    """Shortest wavelengths as octaves over a unit, and bounds that spare lookups."""
 
-    power: Float32[Tensor, " n"] | Float64[Tensor, ""]
+    power: Float32[Tensor, " n"] | float
     least: float
     most: float
 
     @classmethod
-    def of(cls, shortest_m: float | Float32[Tensor, "*b"]) -> "_Limit":
-        """From metres.
+    def of(
+        cls,
+        shortest_m: float | Float32[Tensor, "*b"],
+        unit_m: float = 1.0,
+        powers: tuple[float, float] = (-20.0, 40.0),
+    ) -> "_Limit":
+        """Logarithm to base 2 of wavelengths over a unit, within powers.
 
         Bounds over the points are read on the CPU alone, where reading waits for nothing: there
         they leave out what would add 0 or be multiplied by 1, which changes no bit.
         """
+        low, high = powers
         if not isinstance(shortest_m, Tensor):
-            power = math.log2(max(shortest_m, _LEAST_LIMIT_M))
-            return cls(torch.tensor(power, dtype=torch.float64), power, power)
-        each = shortest_m.reshape(-1).clamp_min(_LEAST_LIMIT_M).log_().mul_(1 / math.log(2))
-        if each.device.type != "cpu" or each.numel() == 0:
-            return cls(each, -math.inf, math.inf)
-        least = float(each.nan_to_num(nan=math.inf).amin())
-        return cls(each, least, float(each.nan_to_num(nan=-math.inf).amax()))
+            power = low if shortest_m <= 0 else math.log2(shortest_m / unit_m)
+            power = min(max(power, low), high)
+            return cls(power, power, power)
+        octaves = (shortest_m.reshape(-1) / unit_m).log_().mul_(1 / math.log(2)).clamp_(low, high)
+        if octaves.device.type != "cpu" or octaves.numel() == 0:
+            return cls(octaves, low, high)
+        least = float(octaves.nan_to_num(nan=high).amin())
+        return cls(octaves, least, float(octaves.nan_to_num(nan=low).amax()))
 
-    def over(self, unit_m: float, last: int) -> "_Limit":
-        """Octaves over a wavelength, in [0, last]."""
-        shift = math.log2(unit_m)
-        least, most = (min(max(v - shift, 0.0), float(last)) for v in (self.least, self.most))
-        return _Limit((self.power - shift).clamp(0.0, last), least, most)
+
+def _within(share: Tensor | float) -> Tensor | float:
+    """A share that weighs values, in [0, 1]."""
+    return share.clamp(0.0, 1.0) if isinstance(share, Tensor) else min(1.0, max(0.0, share))
 
 
 def _halved(finest: Float32[Tensor, "r c"]) -> tuple[Float32[Tensor, "_ _"], ...]:
