@@ -1,12 +1,11 @@
 """Downloads against a server on this machine that misbehaves in the ways servers do."""
 
 import hashlib
-import http.server
-import threading
 
 import numpy as np
 import pytest
 import yaml
+from file_server import BODY, SHA, SIZE
 from rasters_made import write_ldem
 
 from tnav.cli import main
@@ -15,77 +14,7 @@ from tnav.dem.products import load_catalogue
 from tnav.dem.tiles import load_manifest, open_tile, sample_height_m
 from tnav.errors import TileError
 
-SIZE = 8 * 32768
-BODY = np.random.default_rng(7).integers(0, 256, SIZE, dtype=np.uint8).tobytes()
-SHA = hashlib.sha256(BODY).hexdigest()
 FAST = Patience(attempts=4, backoff_s=0.001)
-
-
-class _Server(http.server.ThreadingHTTPServer):
-    """Files by path, and a list of misdeeds, one taken off for each request."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.files, self.misdeeds, self.seen = {"/f.bin": BODY}, [], []
-        self.ranges, self.etag = True, '"one"'
-
-    def handle_error(self, request, client_address):
-        """A client that hangs up is part of the tests."""
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-    def do_GET(self):
-        server = self.server
-        asked = self.headers.get("Range")
-        server.seen.append(asked)
-        misdeed = server.misdeeds.pop(0) if server.misdeeds else None
-        if isinstance(misdeed, int):
-            return self.send_error(misdeed)
-        body = server.files.get(self.path)
-        if body is None:
-            return self.send_error(404)
-        start = 0
-        same = self.headers.get("If-Range") == server.etag
-        if asked and server.ranges and same:
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
-            if start >= len(body):
-                return self.send_error(416)
-        part = bytearray(body[start:])
-        self.send_response(206 if start else 200)
-        if start:
-            first = start + 1 if misdeed == "elsewhere" else start
-            self.send_header("Content-Range", f"bytes {first}-{len(body) - 1}/{len(body)}")
-        if server.etag:
-            self.send_header("ETag", server.etag)
-        if misdeed != "no length":
-            self.send_header("Content-Length", str(len(part)))
-        self.end_headers()
-        if misdeed == "drop":
-            part = part[: len(part) // 2]
-        if misdeed == "nibble":
-            part = part[:32768]
-        if misdeed == "corrupt":
-            part[len(part) // 2] ^= 1
-        self.wfile.write(part)
-        return None
-
-
-@pytest.fixture
-def server(monkeypatch):
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    served = _Server()
-    thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield served
-    served.shutdown()
-    thread.join()
-    served.server_close()
 
 
 def _url(server, path="/f.bin"):
@@ -105,12 +34,13 @@ def _get(server, tmp_path, *, sha256=SHA, size=SIZE, path="/f.bin", patience=FAS
     )
     assert target.read_bytes() == BODY
     assert found == SHA
-    assert [p.name for p in target.parent.iterdir()] == ["f.bin"]
+    assert _left(tmp_path) == ["f.bin"]
     return said
 
 
 def _left(tmp_path):
-    return sorted(p.name for p in (tmp_path / "in").glob("*")) if (tmp_path / "in").exists() else []
+    """What lies there besides the locks, which stay."""
+    return sorted(p.name for p in (tmp_path / "in").glob("*") if p.suffix != ".lock")
 
 
 def test_a_file_arrives_whole_with_its_hash_and_is_not_fetched_twice(server, tmp_path):
@@ -283,6 +213,7 @@ def test_fetch_downloads_imports_and_trusts_the_first_hash(server, catalogue, ow
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert "another sha256 than" in lines[0]
+    assert f"take its line out of {own_tiles / 'checksums.yaml'}" in lines[0]
     assert load_manifest().tiles["moon"].source_sha256 == digest
 
 

@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from tnav.errors import ConfigError
+from tnav.geometry.camera import Camera
 from tnav.render.detector import (
     Detector,
     expose,
@@ -346,6 +347,56 @@ def test_record_counts_what_is_saturated():
     assert float(record.saturated) == pytest.approx(0.01)
 
 
+@pytest.mark.parametrize("black", [0.0, 200.0, 1000.0])
+def test_full_well_is_the_last_step_over_any_black_level(black):
+    """Just under full well nothing clips, and at it everything counts as saturated."""
+    detector = _with(exposure_s=1e-3, black_level_dn=black)
+    assert detector.electrons_per_dn == pytest.approx(20e3 / (4095 - black))
+    image, record = expose_with_record(_flat(_lit(detector, 0.95)), detector, 0)
+    assert float(image.max()) < 1.0  # full well is 7 sigma of shot noise away
+    assert float(record.saturated) == 0.0
+    assert float(_electrons(image, detector).mean()) == pytest.approx(19e3, rel=1e-3)
+    image, record = expose_with_record(_flat(_lit(detector, 1.1)), detector, 0)
+    assert torch.equal(image, torch.ones_like(image))
+    assert float(record.saturated) == 1.0
+
+
+def test_what_the_converter_clips_is_saturated():
+    """A gain whose last step is 3895 x 2 e, far under full well: 7700 e pass, 8400 e do not."""
+    detector = _with(exposure_s=1e-3, gain_e_dn=2.0, black_level_dn=200.0)
+    scene = _flat(_lit(detector, 7000 / 20e3), 100)
+    scene[..., :30, :] = _lit(detector, 8600 / 20e3)
+    image, record = expose_with_record(scene, detector, 0)
+    assert float(record.saturated) == pytest.approx(0.3)
+    assert float((image == 1.0).double().mean()) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_radiance_that_is_not_finite_is_dark_and_stays_where_it_is(bad):
+    scene = _flat(0.1, 64)
+    scene[..., 20, 30] = bad
+    dark = scene.clone()
+    dark[..., 20, 30] = 0.0
+    for detector in (Detector(), FULL):
+        assert torch.equal(expose(scene, detector, 1), expose(dark, detector, 1))
+
+
+@pytest.mark.parametrize("detector", [Detector(), Detector(exposure_s=1e-3)])
+def test_an_empty_batch_gives_an_empty_one(detector):
+    image, record = expose_with_record(torch.zeros(0, 1, 4, 5), detector, 0)
+    assert image.shape == (0, 1, 4, 5)
+    assert record.exposure_s.shape == record.gain.shape == record.saturated.shape == (0,)
+
+
+def test_vignetting_follows_the_camera_that_is_given():
+    detector = _with(exposure_s=1e-3, vignetting=Vignetting(focal_px=60.0).model_dump())
+    camera = Camera(256, 256, 60.0, 40.0, 128.0)
+    found = expose(_flat(_lit(detector, 0.8)), detector, 8, camera=camera)[0, 0]
+    brightest = found[120:136].mean(0).argmax()
+    assert abs(int(brightest) - 40) < 12
+    assert float(found[:, 200].mean()) < 0.1 * float(found[:, 40].mean())
+
+
 def test_exposure_time_and_light_are_exchangeable():
     short, long = (_with(exposure_s=t) for t in (1e-3, 2e-3))
     assert torch.equal(expose(_flat(0.04), short, seed=1), expose(_flat(0.02), long, seed=1))
@@ -383,7 +434,7 @@ def test_simulated_accelerator_gives_the_same_images_without_waiting(simgpu):
     for detector in (Detector(), FULL):
         expected, record = expose_with_record(scenes, detector, seed=2)
         there = scenes.to(simgpu)
-        with simulated_device.count_syncs() as syncs:
+        with simulated_device.count_syncs(uploads=True) as syncs:
             images, found = expose_with_record(there, detector, seed=2)
         assert not syncs, syncs
         assert images.device.type == simgpu

@@ -3,13 +3,22 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from render_scenes import ground, pose_over
+from scipy import special
 
+from tnav.errors import ConfigError
+from tnav.geometry.camera import Camera
+from tnav.geometry.distortion import Fisheye
+from tnav.geometry.sun import direction_L
 from tnav.render import optics
 from tnav.render.detector import Detector, focal_plane
 from tnav.render.optics import Radiometry, Vignetting
+from tnav.render.reflectance import Lambert
+from tnav.render.renderer import render
 
 CPU = torch.device("cpu")
 
@@ -55,16 +64,88 @@ def test_a_falloff_beyond_its_range_is_refused(polynomial):
         Vignetting(polynomial=polynomial)
 
 
-@pytest.mark.parametrize("sigma", [0.6, 1.0, 2.5])
+@pytest.mark.parametrize("sigma", [0.05, 0.1, 0.3, 0.45, 0.6, 1.0, 2.5, 7.0])
 def test_gaussian_spread_keeps_the_light_and_has_its_second_moment(sigma):
     spread = optics.blur(_point(), sigma)
     assert float(spread.double().sum()) == pytest.approx(1.0, abs=1e-6)
-    x = torch.arange(-32, 33, dtype=torch.float64)
-    weights = torch.exp(-(x**2) / (2 * sigma**2))
-    expected = float((weights * x**2).sum() / weights.sum())  # of the sampled Gaussian
-    assert _second_moment(spread) == pytest.approx(expected, rel=5e-3)  # cut at 4 sigma
-    if sigma >= 1:
-        assert _second_moment(spread) == pytest.approx(sigma**2, rel=5e-3)
+    assert float(spread.min()) >= 0.0
+    assert torch.allclose(spread, spread.mT, atol=1e-9)
+    assert _second_moment(spread) == pytest.approx(sigma**2, rel=3e-3)  # cut at 4 sigma
+
+
+def test_gaussian_spread_is_the_discrete_one_and_tends_to_the_sampled_one():
+    """exp(-t) I_n(t) by scipy; far above a pixel, exp(-n^2/2t) / sqrt(2 pi t)."""
+    n = np.arange(-32, 33)
+    for sigma in (0.3, 0.6, 2.0):
+        found = optics.blur(_point(), sigma)[0, 0].double().sum(0).numpy()
+        assert found == pytest.approx(special.ive(abs(n), sigma**2), abs=1e-4)
+    found = optics.blur(_point(), 6.0)[0, 0].double().sum(0).numpy()
+    sampled = np.exp(-(n**2) / 72) / math.sqrt(2 * math.pi * 36)
+    assert found == pytest.approx(sampled, abs=0.005 * sampled.max())
+
+
+def _edge_sigma(samples, psf_sigma_px):
+    """Spread of the crease between two planes, seen at 20 places within a pixel."""
+    terrain = ground(lambda x, y: -0.3 * x.clamp_min(0.0), half_m=200.0, post_m=1.0)
+    camera = Camera(33, 5, 75_000.0, 16.5, 2.5)  # from 300 km: 4 m a pixel, all but parallel rays
+    detector = Detector(psf_sigma_px=psf_sigma_px)
+    steps, shifts = 20, []
+    for k in range(steps):
+        east_m = 4.0 * ((k + 0.37) / steps - 0.5)  # no sample lies on the crease itself
+        pose = pose_over(east_m, 0.0, 3e5)
+        light = direction_L(270.0, 40.0)
+        frame = render(terrain, camera, pose, light, samples=samples, reflectance=Lambert())
+        shifts.append(focal_plane(frame.image, detector)[0, 0, 2, 4:29].double())
+    profile = torch.stack(shifts, 1).flatten()  # by place: pixel, then shift
+    share = profile.diff() / (profile[-1] - profile[0])
+    at = torch.arange(len(share), dtype=torch.float64) / steps
+    mean = (share * at).sum()
+    return float((share * (at - mean) ** 2).sum().sqrt())
+
+
+@pytest.mark.parametrize("sigma", [0.3, 0.6])
+def test_an_edge_has_the_spread_of_the_optics_and_of_a_pixels_side(sigma):
+    """sqrt(sigma^2 + 1/12): samples, n a side, are a box of (1 - 1/n^2)/12; 1 is no box."""
+    for samples, box in ((1, 0.0), (4, 0.75 / 12), (16, (1 - 1 / 16) / 12)):
+        expected = math.sqrt(sigma**2 + box)
+        assert _edge_sigma(samples, sigma) == pytest.approx(expected, rel=0.01)
+
+
+def test_vignetting_is_about_the_principal_point():
+    camera = Camera(61, 41, 50.0, 12.5, 30.5)
+    fall = optics.falloff(Vignetting(focal_px=50.0), 41, 61, CPU, camera)
+    assert fall[30, 12] == 1.0
+    ray = camera.unproject(camera.pixel_centres(CPU))
+    expected = (ray[..., 2] / ray.norm(dim=-1)) ** 4
+    assert torch.allclose(fall.double(), expected, rtol=1e-6)
+    fall = optics.falloff(Vignetting(polynomial=(-0.9,)), 41, 61, CPU, camera)
+    assert fall[30, 12] == 1.0
+    farthest = 48.0**2 + 30.0**2  # of a pixel's centre, the upper right one; half a px to the end
+    assert float(fall.min()) == float(fall[0, 60])
+    expected = 1 - 0.9 * farthest / (48.5**2 + 30.5**2)
+    assert float(fall[0, 60]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_vignetting_of_a_centred_pinhole_needs_no_camera():
+    law = Vignetting(focal_px=50.0, polynomial=(-0.1,))
+    camera = Camera(61, 41, 50.0, 30.5, 20.5)
+    assert torch.allclose(
+        optics.falloff(law, 41, 61, CPU), optics.falloff(law, 41, 61, CPU, camera), rtol=1e-6
+    )
+
+
+def test_vignetting_of_a_fisheye_follows_its_angles():
+    """Equidistant: r = f a, so that 80 px off are 1.6 rad, and beyond a right angle it is black."""
+    camera = Camera(161, 3, 50.0, 80.5, 1.5, Fisheye())
+    fall = optics.falloff(Vignetting(focal_px=50.0), 3, 161, CPU, camera)[1]
+    for offset in (10, 40, 70):
+        assert float(fall[80 + offset]) == pytest.approx(math.cos(offset / 50.0) ** 4, rel=1e-5)
+    assert fall[160] == 0.0
+
+
+def test_a_camera_of_another_size_is_refused():
+    with pytest.raises(ConfigError, match="61 x 41"):
+        optics.falloff(Vignetting(), 41, 60, CPU, Camera(61, 41, 50.0, 30.5, 20.5))
 
 
 @pytest.mark.parametrize("diameter", [1.0, 2.0, 3.3, 8.0])

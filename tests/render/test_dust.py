@@ -25,6 +25,15 @@ def test_above_the_onset_there_is_none(agl_m):
     assert torch.equal(plain.image, dusty.image)
 
 
+def test_beside_the_terrain_there_is_no_dust_and_no_nan():
+    """The camera looks back at a ground that ends 10 m before it: no height over ground there."""
+    terrain, pose = flat(200.0), pose_over(x=-210.0, z=20.0)
+    plain = render(terrain, CAMERA, pose, SUN_L)
+    dusty = render(terrain, CAMERA, pose, SUN_L, dust=DustPlume())
+    assert 0.05 < float(plain.hit.double().mean()) < 0.95
+    assert torch.equal(plain.image, dusty.image)
+
+
 def test_just_under_the_onset_there_is_a_little():
     plain, dusty = _frames(29.0, DustPlume(onset_m=30.0, growth=1.0))
     change = (dusty.image - plain.image).abs().max()

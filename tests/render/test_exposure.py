@@ -111,7 +111,8 @@ def test_black_level_is_taken_off():
     for k in range(3):
         image, record = expose_with_record(_ramp(0.1), detector, k, state.exposure_s)
         state = control.next(state, image)
-    assert float(record.gain) * 0.099 == pytest.approx(0.45, rel=0.02)
+    # 0.45 of full scale, of which full well fills what black leaves
+    assert float(record.gain) * 0.099 == pytest.approx(0.45 * 4095 / 3695, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,16 @@ def test_samples_take_their_own_times_at_no_cost(monkeypatch):
     assert len(casts) == 5  # the centre, and four samples
 
 
+@pytest.mark.parametrize("lines", [1, 2, 40])
+def test_readout_is_the_time_of_all_lines(lines):
+    """n lines take readout/n each, so the last begins n - 1 of these after the first."""
+    t_s = Motion(STILL, STILL, readout_s=0.1).line_times_s(lines, torch.device("cpu"))
+    assert float(t_s[-1] - t_s[0]) == pytest.approx(0.1 * (lines - 1) / lines)
+    assert float(t_s.sum()) == pytest.approx(0.0, abs=1e-12)
+    if lines > 1:
+        assert t_s.diff().tolist() == pytest.approx([0.1 / lines] * (lines - 1))
+
+
 @pytest.mark.parametrize(("samples", "times"), [(1, 1), (1, 5), (4, 1), (4, 10), (9, 9), (16, 3)])
 def test_cells_and_times_are_stratified(samples, times):
     plan = stratified(samples, times)

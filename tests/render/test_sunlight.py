@@ -105,6 +105,17 @@ def test_a_point_sun_is_its_centre():
     assert torch.equal(ray_L[0], sun_L)
 
 
+@pytest.mark.parametrize("length", [0.5, 1.0, 1.0 + 1e-7, 2.0, 1.5e11])
+def test_vectors_of_any_length_become_unit(length):
+    both_L = torch.stack([direction_L(108.0, 12.0), direction_L(10.0, 80.0)])
+    light = Sunlight(length * both_L, samples=3, earth=Earthshine(length * both_L[0], 1e-4))
+    assert torch.allclose(light.sun_L, both_L, rtol=0, atol=1e-15)
+    assert torch.allclose(light.earth.earth_L, both_L[0], rtol=0, atol=1e-15)
+    assert torch.equal(light.to(torch.device("cpu")).sun_L, light.sun_L)  # once is enough
+    for ray_L in light.rays_L():
+        assert torch.allclose(ray_L.norm(dim=-1), torch.ones(2, dtype=torch.float64), atol=1e-14)
+
+
 def test_the_disc_is_half_a_degree_and_grows_as_it_nears():
     assert math.degrees(sun_radius_rad()) == pytest.approx(0.26645, abs=1e-5)
     assert sun_radius_rad(0.9833) / sun_radius_rad(1.0167) == pytest.approx(1.034, abs=1e-3)

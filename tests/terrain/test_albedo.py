@@ -132,6 +132,29 @@ def test_limit_is_the_same_for_all_points_and_for_each():
     assert not torch.equal(field.at(xy, 8.1), field.at(xy))
 
 
+def test_what_one_point_leaves_out_another_keeps():
+    """Limits from point to point, from none to beyond every wave: each as if it were alone."""
+    field, xy = _field(), _grid(50, 7.0)
+    limits = torch.logspace(-1.0, 4.5, 2500).view(50, 50)
+    limits[0, 0] = 0.0
+    together = field.at(xy, limits)
+    rows = torch.cat([field.at(xy[k : k + 1], limits[k : k + 1]) for k in range(50)])
+    assert torch.allclose(together, rows, rtol=0, atol=1e-6)
+    for row, col in ((0, 0), (13, 7), (20, 20), (30, 41), (49, 49)):
+        alone = field.at(xy[row, col][None], float(limits[row, col]))
+        assert float(alone) == pytest.approx(float(together[row, col]), abs=1e-6)
+
+
+def test_a_limit_that_is_nan_spoils_no_other_point():
+    field, xy = _field(), _grid(20, 7.0)
+    limits = torch.full((20, 20), 30.0)
+    expected = field.at(xy, limits)
+    limits[3, 4] = math.nan
+    found = field.at(xy, limits)
+    given = ~limits.isnan()
+    assert torch.equal(found[given], expected[given])
+
+
 def test_position_and_seed_decide_alone():
     field, xy = _field(), _grid(40, 5.0, 12e3, -7e3)
     whole = field.at(xy)

@@ -116,7 +116,7 @@ class AlbedoField:
             if limit.most <= power:  # all of it is left everywhere
                 log_a += wave.sub_(0.5 * octave.sigma**2)
                 continue
-            share = _within(power + 1 - limit.power)  # linear in the limit's logarithm
+            share = (power + 1 - limit.power).clamp(0.0, 1.0)  # linear in the limit's logarithm
             log_a += wave.sub_(share * (0.5 * octave.sigma**2)).mul_(share)
         return log_a.exp_().reshape(xy_L.shape[:-1])
 
@@ -225,7 +225,7 @@ class AlbedoRaster:
                     (2 * ((row + 0.5) / 2**k) / rows - 1).float(),
                 ]
             )
-            share = _within(1 - abs(limit.power - k))  # linear in the limit's logarithm
+            share = (1 - (limit.power - k).abs()).clamp_min(0.0)  # linear in the limit's logarithm
             out += share * _lookup(level.to(column.device), turns, corners=False)
         return torch.where(inside, out, 1.0).reshape(xy_L.shape[:-1])
 
@@ -237,7 +237,7 @@ Albedo = AlbedoField | AlbedoRaster
 class _Limit:
     """Shortest wavelengths as octaves over a unit, and bounds that spare lookups."""
 
-    power: Float32[Tensor, " n"] | float
+    power: Float32[Tensor, " n"] | Float64[Tensor, ""]
     least: float
     most: float
 
@@ -257,17 +257,12 @@ class _Limit:
         if not isinstance(shortest_m, Tensor):
             power = low if shortest_m <= 0 else math.log2(shortest_m / unit_m)
             power = min(max(power, low), high)
-            return cls(power, power, power)
+            return cls(torch.tensor(power, dtype=torch.float64), power, power)
         octaves = (shortest_m.reshape(-1) / unit_m).log_().mul_(1 / math.log(2)).clamp_(low, high)
         if octaves.device.type != "cpu" or octaves.numel() == 0:
             return cls(octaves, low, high)
         least = float(octaves.nan_to_num(nan=high).amin())
         return cls(octaves, least, float(octaves.nan_to_num(nan=low).amax()))
-
-
-def _within(share: Tensor | float) -> Tensor | float:
-    """A share that weighs values, in [0, 1]."""
-    return share.clamp(0.0, 1.0) if isinstance(share, Tensor) else min(1.0, max(0.0, share))
 
 
 def _halved(finest: Float32[Tensor, "r c"]) -> tuple[Float32[Tensor, "_ _"], ...]:
