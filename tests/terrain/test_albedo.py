@@ -302,6 +302,9 @@ def test_short_waves_of_a_raster_are_averaged_away(raster_path):
     for limit in (0.0, 300.0, 777.0, 1e9):
         each = raster.at(xy, torch.full((500,), limit))
         assert torch.allclose(each, raster.at(xy, limit), atol=1e-5)
+    mixed = torch.tensor([0.0, 100.0, 350.0, 900.0, 1e6]).repeat_interleave(100)
+    apart = [raster.at(xy[k : k + 100], float(mixed[k])) for k in range(0, 500, 100)]
+    assert torch.allclose(raster.at(xy, mixed), torch.cat(apart), atol=1e-5)
     # a plane stays itself on every level, so the levels lie where they should
     ramp = torch.arange(241.0).expand(201, 241)
     plane = AlbedoRaster(WINDOW, _levels_of(ramp), 0)
@@ -323,7 +326,7 @@ def test_a_raster_elsewhere_is_refused(raster_path):
 
 
 def test_simulated_accelerator_gives_the_same_without_waiting(simgpu, raster_path):
-    xy, limit = _grid(60, 13.0), torch.full((60, 60), 20.0)
+    xy, limit = _grid(60, 13.0), torch.logspace(0.5, 3.0, 3600).view(60, 60)
     for albedo in (_field(), AlbedoRaster.load(raster_path, FRAME, WINDOW)):
         expected = albedo.at(xy), albedo.at(xy, 30.0), albedo.at(xy, limit)
         there, xy_there, limit_there = albedo.to(simgpu), xy.to(simgpu), limit.to(simgpu)

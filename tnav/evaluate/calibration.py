@@ -18,7 +18,7 @@ from tnav.evaluate.localise import Localisation, Prediction, localise
 from tnav.evaluate.world import World, agl_over, navigation_of, true_view
 from tnav.geometry.pose import Pose, so3_exp, so3_log
 from tnav.records import FixStatus
-from tnav.render.detector import Detector, expose
+from tnav.render.detector import expose
 from tnav.terrain.site import degrade
 
 _PRIOR_SIGMA = 0.005  # of the height, per axis
@@ -60,7 +60,9 @@ def measure_calibration(
         )
         for number, (name, pose) in enumerate(poses.items()):
             generator = torch.Generator().manual_seed(1000 * draw + number)
-            image = expose(views[name], Detector(), 1000 * draw + number)
+            image = expose(
+                views[name], world.scenario.detector, 1000 * draw + number, camera=world.camera
+            )
             found = localise(image, _prediction(world, pose, generator), nav)
             trials[name].append(_trial(world, pose, found))
     everything = [t for each in trials.values() for t in each]

@@ -131,7 +131,9 @@ class Studio:
         for k, view in enumerate(views):
             # One by one: a convolution's rounding may depend on the batch around it.
             seed = self.recipe.seeds.noise * FRAMES_MAX + view.number
-            image, exposure = expose_with_record(frame.image[k : k + 1], self._detector, seed)
+            image, exposure = expose_with_record(
+                frame.image[k : k + 1], self._detector, seed, camera=self.camera
+            )
             yield RenderedFrame(
                 number=view.number,
                 image=image[0, 0].cpu(),

@@ -103,7 +103,8 @@ def navigation_of(scenario: Scenario, terrain_map: Terrain) -> Navigation:
 
 def observe(world: World, pose: Pose, seed: int) -> Float32[Tensor, "1 1 h w"]:
     """What the camera delivers from a true pose."""
-    return expose(true_view(world, pose).image, world.scenario.detector, seed)
+    image = true_view(world, pose).image
+    return expose(image, world.scenario.detector, seed, camera=world.camera)
 
 
 def true_view(world: World, pose: Pose) -> Frame:

@@ -186,7 +186,7 @@ def focal_plane(
     Radiance that is not finite counts as 0.
     """
     height, width = radiance.shape[-2:]
-    radiance = torch.where(radiance.isfinite(), radiance, 0.0)
+    radiance = radiance.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     if detector.vignetting != optics.Vignetting():
         radiance = radiance * optics.falloff(
             detector.vignetting, height, width, radiance.device, camera

@@ -12,9 +12,10 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float32
-from kornia.filters import filter2d, filter2d_separable
+from kornia.filters import filter2d
 from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tnav.config import Recipe
 from tnav.errors import ConfigError
@@ -147,10 +148,26 @@ def blur(radiance: Float32[Tensor, "b 1 h w"], sigma_px: float) -> Float32[Tenso
     """
     if sigma_px == 0:
         return radiance
-    kernel = _discrete_gaussian(float(sigma_px), radiance.device)[None]
-    return _one_by_one(
-        lambda frame: filter2d_separable(frame, kernel, kernel, border_type="replicate"), radiance
-    )
+    weights = _discrete_gaussian(float(sigma_px))
+    return _along(_along(radiance, weights, 2), weights, 3)
+
+
+def _along(
+    radiance: Float32[Tensor, "b 1 h w"], weights: tuple[float, ...], axis: int
+) -> Float32[Tensor, "b 1 h w"]:
+    """Convolve an axis with a symmetric kernel, given from its middle outwards; edges go on.
+
+    As sums of shifted frames: the weights need no tensor on the frames' device, and no bit depends
+    on the batch.
+    """
+    reach, count = len(weights) - 1, radiance.shape[axis]
+    edges = (0, 0, reach, reach) if axis == 2 else (reach, reach, 0, 0)
+    padded = pad(radiance, edges, mode="replicate")
+    total = radiance * weights[0]
+    for k in range(1, reach + 1):
+        pair = padded.narrow(axis, reach - k, count) + padded.narrow(axis, reach + k, count)
+        total += pair.mul_(weights[k])
+    return total
 
 
 def defocus(radiance: Float32[Tensor, "b 1 h w"], disc_px: float) -> Float32[Tensor, "b 1 h w"]:
@@ -182,14 +199,16 @@ def _one_by_one(spread: Callable[[Tensor], Tensor], radiance: Tensor) -> Tensor:
 
 
 @functools.cache
-def _discrete_gaussian(sigma_px: float, device: torch.device) -> Float32[Tensor, " k"]:
-    """T(n) = exp(-t) I_n(t) with t = sigma^2, from its Fourier transform exp(t (cos w - 1))."""
+def _discrete_gaussian(sigma_px: float) -> tuple[float, ...]:
+    """T(n) = exp(-t) I_n(t) with t = sigma^2, n from 0, by the Fourier transform of its sequence.
+
+    That is exp(t (cos w - 1)); the sum over N angles is its integral but for T(N - n) and beyond.
+    """
     reach = math.ceil(_KERNEL_SIGMAS * sigma_px) + 1
-    turns = 8 * reach  # the sum over them is the integral but for T(n + 8 reach) and beyond
-    w = torch.arange(turns, dtype=torch.float64, device=device) * (2 * math.pi / turns)
-    n = torch.arange(-reach, reach + 1, dtype=torch.float64, device=device)
-    weights = (torch.exp(sigma_px**2 * (w.cos() - 1)) * (n[:, None] * w).cos()).sum(1)
-    return (weights / weights.sum()).float()
+    w = torch.arange(8 * reach, dtype=torch.float64) * (2 * math.pi / (8 * reach))
+    n = torch.arange(reach + 1, dtype=torch.float64)
+    values = (torch.exp(sigma_px**2 * (w.cos() - 1)) * (n[:, None] * w).cos()).sum(1)
+    return tuple((values / (2 * values.sum() - values[0])).tolist())
 
 
 @functools.cache
