@@ -131,9 +131,9 @@ def _setup(log: RunLog, seed: int) -> dict[str, object]:
             "longitude_deg": scenario.site.longitude_deg,
             "dem": dem if isinstance(dem := scenario.site.dem, str) else ", ".join(dem),
             "relief": (
-                "SYNTHETIC below the DEM's resolution: seeded craters, boulders and fractal roughness "
-                f"down "
-                f"to {scenario.site.finest_post_m} m posts (terrain seed {scenario.seeds.terrain})"
+                "SYNTHETIC below the DEM's resolution: seeded craters, boulders and fractal "
+                f"roughness down to {scenario.site.finest_post_m} m posts "
+                f"(terrain seed {scenario.seeds.terrain})"
             ),
             "map_note": (
                 f"map posts at least {quality.coarser} times the image's ground sample distance "
