@@ -38,6 +38,8 @@ bench: $(READY)
 	$(BIN)/tnav bench match --device $(DEVICE)
 	$(BIN)/tnav bench pose --device $(DEVICE)
 	$(BIN)/tnav bench fix --device $(DEVICE)
+	$(BIN)/tnav bench relief
+	$(BIN)/tnav bench corridor
 	$(BIN)/tnav bench demo --device $(DEVICE)
 
 $(READY): pyproject.toml constraints.txt
