@@ -44,17 +44,23 @@ def _first_hits(level: Level, z_m: Array, origin: Array, direction: Array) -> Ar
     near_y, far_y = _inside(y, dy, rows - 1)
     near = np.maximum(np.maximum(near_x, near_y), 0.0)
     far = np.minimum(far_x, far_y)
-    # Above the highest post there is nothing to hit: not a tree, but it bounds the far end.
-    top, height, climb = z_m.max() + 1.0, origin[:, 2], direction[:, 2]
+    # Above the highest post and below the lowest there is nothing to hit: not a tree, but it bounds
+    # the far end, also of a ray straight down, which no line of posts does.
+    top, bottom = z_m.max() + 1.0, z_m.min() - 1.0
+    height, climb = origin[:, 2], direction[:, 2]
     with np.errstate(divide="ignore", invalid="ignore"):
-        at_top = (top - height) / climb
+        at_top, at_bottom = (top - height) / climb, (bottom - height) / climb
     near = np.where((climb < 0) & (height > top), np.maximum(near, at_top), near)
     far = np.where(climb > 0, np.minimum(far, at_top), far)
+    # (a ray that comes in under the lowest post hits the cut face where it does)
+    far = np.where((climb < 0) & (at_bottom > near), np.minimum(far, at_bottom), far)
+    crosses = far > near
+    near, far = np.where(crosses, near, 0.0), np.where(crosses, far, 0.0)
     lines = [_crossings(x, dx, cols), _crossings(y, dy, rows)]
     t = np.concatenate([near[:, None], *lines, far[:, None]], axis=1)
-    t = np.sort(np.clip(t, near[:, None], np.maximum(near, far)[:, None]), axis=1)
+    t = np.sort(np.clip(t, near[:, None], far[:, None]), axis=1)
     start, length = t[:, :-1], np.diff(t, axis=1)
-    used = (length > 0) & (far > near)[:, None] & np.isfinite(length)
+    used = (length > 0) & crosses[:, None]
     ray, stretch = np.nonzero(used)
     start, length = start[ray, stretch], length[ray, stretch]
     middle = start + 0.5 * length
