@@ -9,7 +9,7 @@ from matching_scenes import detect, frame, pair, similarity
 from torch import Tensor
 
 from tnav.errors import ConfigError, ImageError
-from tnav.match.channels import Channel
+from tnav.match.channels import HAND_MADE, Channel
 from tnav.match.matcher import MatcherConfig, match
 from tnav.records import Frame, Matches
 
@@ -141,7 +141,7 @@ def test_accelerator_gives_the_same_and_is_never_waited_for(radius: float) -> No
     names = [f.name for f in dataclasses.fields(Frame) if f.name != "surface"]
     moved = Frame(**{n: getattr(view, n).to(simulated_device.DEVICE) for n in names})
     image_there = image.to(simulated_device.DEVICE)
-    for channel in Channel:
+    for channel in HAND_MADE:
         here = match(view, image, search_radius_px=radius, fine_channel=channel)
         with simulated_device.count_syncs() as syncs:
             there = match(moved, image_there, search_radius_px=radius, fine_channel=channel)
@@ -158,7 +158,7 @@ def test_constant_images_give_nothing(
     view, image = small
     flat = torch.full_like(image, level)
     for pair_ in ((view, flat), (frame(flat[0]), image), (frame(flat[0]), flat)):
-        for channel in Channel:
+        for channel in HAND_MADE:
             matches = match(*pair_, search_radius_px=radius, fine_channel=channel)
             assert not matches.valid.any()
             for field in ("uv_px", "covariance_px2", "score", "point_L"):

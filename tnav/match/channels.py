@@ -14,6 +14,8 @@ from kornia.filters import gaussian_blur2d, spatial_gradient
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
+from tnav.errors import ConfigError
+
 # Brightness over the mean below which the logarithm flattens out: shadows hold noise, not signal.
 _SHADOW_FRACTION = 0.1
 # Smallest mean brightness that counts as light at all; an empty image stays constant, not NaN.
@@ -40,6 +42,11 @@ class Channel(StrEnum):
     SIGNED_GRADIENT = "signed_gradient"  # d/du and d/dv over the local rms gradient
     LOCAL_CONTRAST = "local_contrast"  # 1 channel: deviation from the local mean over the spread
     CFOG = "cfog"  # unsigned oriented gradients, blind to contrast reversal
+    INTENSITY = "intensity"  # 1 channel: deviation of brightness from its mean: the plain correlation of old
+    LEARNED = "learned"  # features of a network at half resolution, see tnav.match.network
+
+
+HAND_MADE = tuple(channel for channel in Channel if channel is not Channel.LEARNED)
 
 
 def features(image: Float32[Tensor, "b 1 h w"], channel: Channel) -> Float32[Tensor, "b c h w"]:
@@ -47,10 +54,13 @@ def features(image: Float32[Tensor, "b 1 h w"], channel: Channel) -> Float32[Ten
 
     Args:
         image: linear brightness, at least 0, of any exposure.
-        channel: which features; see ``Channel`` for their number ``c``.
+        channel: which features, one made by hand; see ``Channel`` for their number ``c``.
 
     Returns:
         Features of the same height and width; all zero where the image is constant.
+
+    Raises:
+        ConfigError: learned features, which need a network.
     """
     log_image = compress(image)
     match channel:
@@ -60,6 +70,11 @@ def features(image: Float32[Tensor, "b 1 h w"], channel: Channel) -> Float32[Ten
             return _local_contrast(_blur(log_image, _FINE_BLUR_PX))
         case Channel.CFOG:
             return _oriented_gradients(log_image)
+        case Channel.INTENSITY:
+            mean = image.mean((1, 2, 3), keepdim=True)
+            return (image - mean) / mean.clamp_min(_DARK)
+        case Channel.LEARNED:
+            raise ConfigError("channel 'learned': needs the weights of a network; give one")
 
 
 def compress(image: Float32[Tensor, "b 1 h w"]) -> Float32[Tensor, "b 1 h w"]:

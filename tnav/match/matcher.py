@@ -1,16 +1,19 @@
 """Dense matching of a view rendered from the map with a camera image, coarse to fine.
 
-1. A large search starts on a downsampled pair with CFOG: all surfaces vote for one shift, each
+1. A large search starts on a downsampled pair: all correlation surfaces vote for one shift, each
    patch then finds its own near it, and an affine field is fitted to them robustly.
 2. At half resolution each point of the fine grid is searched around that field, and compared with
    its neighbours.
-3. At full resolution each is refined to sub-pixel, matched back, and judged.
+3. Each is refined to sub-pixel, matched back, and judged: at full resolution with features made by
+   hand, at half resolution with learned ones.
 
-A small search is step 3 alone. Nothing here waits for the device.
+A small search is step 3 alone. With a network it does steps 1 and 2, where the Sun, the albedo or
+the map may be wrong; step 3 is then done with learned features and with signed gradients, and each
+frame keeps the one that is better there (``_prefer``). Nothing here waits for the device.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Bool, Float32, Int64
@@ -18,9 +21,11 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from tnav.errors import ConfigError, ImageError
-from tnav.match.channels import Channel, compress, features
-from tnav.match.correlate import Peaks, correlate, find_peaks
+from tnav.match.channels import Channel, compress
+from tnav.match.correlate import Peaks, correlate
 from tnav.match.field import affine_field, smoothed_field
+from tnav.match.network import STRIDE, FeatureNet
+from tnav.match.search import Images, ground_of, look, look_back, stated_variance_px2
 from tnav.records import Frame, Matches
 
 
@@ -38,13 +43,15 @@ class MatcherConfig:
     max_second_ratio: float = 0.85  # a rival nearly as high makes the choice a guess
     max_return_px: float = 0.7  # forward then backward; right matches return within 0.3
     max_sigma_px: float = 1.0  # along the worse axis: a ridge fixes one coordinate only
+    learned_patch_cells: int = 31  # of two pixels: 62 px
+    min_learned_score: float = 0.3
     coarse_patch_px: int = 31  # about 250 px of the image at 1/8
     coarse_spacing_px: int = 12  # overlapping, since the shared area may be small
     coarse_side_px: int = 96  # coarsest level keeps at least this, to hold a few patches
     distortion: float = 0.03  # deviation of the field from one shift, over the image's longer side
 
     def __post_init__(self) -> None:
-        for name in ("patch_px", "coarse_patch_px"):
+        for name in ("patch_px", "learned_patch_cells", "coarse_patch_px"):
             value = getattr(self, name)
             if value < 7 or value % 2 == 0:
                 raise ConfigError(f"matcher.{name}: {value}, expected an odd number of at least 7")
@@ -55,49 +62,83 @@ class MatcherConfig:
 
 _DEFAULT = MatcherConfig()
 _LEVELS = (16, 8, 4, 2)  # downsampling of the coarse search
+_AGREE_PX, _AGREE_SHARE = 1.0, 0.8
 
 
+@torch.no_grad()
 def match(
     map_view: Frame,
     image: Float32[Tensor, "b 1 h w"],
     *,
     search_radius_px: float,
+    network: FeatureNet | None = None,
     config: MatcherConfig = _DEFAULT,
-    fine_channel: Channel = Channel.SIGNED_GRADIENT,
-    coarse_channel: Channel = Channel.CFOG,
+    fine_channel: Channel | None = None,
+    coarse_channel: Channel | None = None,
 ) -> Matches:
     """Match what the map predicts with what the camera saw.
 
     Args:
-        map_view: rendered at the predicted pose with the camera's own intrinsics and the true Sun.
+        map_view: rendered at the predicted pose with the camera's own intrinsics and Sun.
         image: linear camera image of the same size, of any exposure.
         search_radius_px: largest displacement along u or v that the prediction's error may cause.
+        network: of learned features, in ``eval`` mode and on the image's device.
         config: sizes and thresholds.
-        fine_channel: features at full and half resolution.
-        coarse_channel: features of the first, downsampled search.
+        fine_channel: features of the final matches. By default signed gradients, and with a network
+            those or learned ones, frame by frame.
+        coarse_channel: features of the first, downsampled search. By default learned ones with a
+            network, and CFOG without.
 
     Returns:
         One match per grid point of the map view, row by row; read them only where ``valid``.
 
     Raises:
         ImageError: sizes differ, or the image is smaller than a patch and its search.
-        ConfigError: the radius is not a positive number, or leaves no overlap.
+        ConfigError: the radius is not a positive number, or leaves no overlap; learned features
+            without a network.
     """
     _check(map_view, image, search_radius_px, config)
     view = torch.where(map_view.hit[:, None], map_view.image, 0.0)
-    b, _, height_px, width_px = image.shape
-    rows, columns, spacing = _grid(height_px, width_px, config)
-    device = image.device
-    cell = _cells(rows, columns, b, device)
-    start_px = torch.zeros(cell.shape, device=device)
+    task = _Task(map_view, Images(view, image, network), config, *_grid(image, config))
+    learned = network is not None and fine_channel in (None, Channel.LEARNED)
+    coarse_channel = coarse_channel or (Channel.CFOG if network is None else Channel.LEARNED)
+    half_channel = Channel.LEARNED if learned else fine_channel or Channel.SIGNED_GRADIENT
+    start_px = torch.zeros(task.cell.shape, device=image.device)
+    factor = 1
     if search_radius_px >= config.fine_radius_px:
-        factor = _coarse_factor(min(height_px, width_px), search_radius_px, config)
-        start_px = _coarse(view, image, cell, factor, search_radius_px, coarse_channel, config)
-        if factor > 2:
-            shape = (len(rows), len(columns))
-            start_px = _half(view, image, cell, shape, start_px, fine_channel, config)
-    usable = _usable(map_view, view, rows, columns, spacing, config)
-    return _fine(map_view, view, image, cell, start_px, usable, fine_channel, config)
+        factor = _coarse_factor(min(image.shape[-2:]), search_radius_px, config)
+        start_px = _coarse(task, factor, search_radius_px, coarse_channel)
+    if fine_channel is Channel.LEARNED or learned:
+        by_network, start_px = _learned(task, start_px)
+        if fine_channel is Channel.LEARNED:
+            return by_network
+        return _prefer(_fine(task, start_px, Channel.SIGNED_GRADIENT), by_network)
+    if factor > 2:
+        start_px = _half(task, start_px, half_channel)
+    return _fine(task, start_px, half_channel)
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What all steps of one call share."""
+
+    map_view: Frame
+    images: Images
+    config: MatcherConfig
+    rows: range
+    columns: range
+    spacing: int
+
+    @property
+    def cell(self) -> Int64[Tensor, "b n 2"]:
+        """Pixels (row, column) of the grid."""
+        image = self.images.image
+        return _cells(self.rows, self.columns, len(image), image.device)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the grid."""
+        return len(self.rows), len(self.columns)
 
 
 def _check(map_view: Frame, image: Tensor, radius_px: float, config: MatcherConfig) -> None:
@@ -114,8 +155,9 @@ def _check(map_view: Frame, image: Tensor, radius_px: float, config: MatcherConf
         )
 
 
-def _grid(height_px: int, width_px: int, config: MatcherConfig) -> tuple[range, range, int]:
+def _grid(image: Tensor, config: MatcherConfig) -> tuple[range, range, int]:
     """Rows and columns of patch centres, and their spacing, the same along both axes."""
+    height_px, width_px = image.shape[-2:]
     least = config.min_spacing_patches * config.patch_px
     spacing = math.ceil(max(least, max(height_px, width_px) / config.grid_per_side))
     # Half a search beyond the patch, so that the way back can be tested on both sides.
@@ -146,15 +188,10 @@ def _coarse_factor(shorter_px: int, radius_px: float, config: MatcherConfig) -> 
     return _LEVELS[-1]
 
 
-def _usable(
-    map_view: Frame,
-    view: Tensor,
-    rows: range,
-    columns: range,
-    spacing: int,
-    config: MatcherConfig,
-) -> Bool[Tensor, "b n"]:
+def _usable(task: _Task) -> Bool[Tensor, "b n"]:
     """Patches that are wholly on the ground, lit enough and textured."""
+    map_view, view, config = task.map_view, task.images.view, task.config
+    rows, columns = task.rows, task.columns
     log_view = compress(view)
     maps = torch.cat(
         [map_view.hit[:, None].float(), map_view.lit[:, None].float(), log_view, log_view.square()],
@@ -165,109 +202,123 @@ def _usable(
     # The grid is regular: pooling with its spacing as stride visits exactly its patches.
     maps = maps[..., first_row : rows[-1] + patch // 2 + 1, :]
     maps = maps[..., first_column : columns[-1] + patch // 2 + 1]
-    hit, lit, mean, square = avg_pool2d(maps, patch, stride=spacing).flatten(2).unbind(1)
+    hit, lit, mean, square = avg_pool2d(maps, patch, stride=task.spacing).flatten(2).unbind(1)
     contrast = (square - mean.square()).clamp_min(0.0).sqrt()
     whole = hit > 1 - 0.5 / patch**2
     return whole & (lit >= config.min_lit_fraction) & (contrast >= config.min_contrast)
 
 
 def _coarse(
-    view: Tensor,
-    image: Tensor,
-    cell: Tensor,
-    factor: int,
-    radius_px: float,
-    channel: Channel,
-    config: MatcherConfig,
+    task: _Task, factor: int, radius_px: float, channel: Channel
 ) -> Float32[Tensor, "b n 2"]:
     """Displacement (u, v), px, at the fine grid from the downsampled search."""
-    small_view, small_image = avg_pool2d(view, factor), avg_pool2d(image, factor)
-    h, w = small_view.shape[-2:]
+    config, dense = task.config, task.images.at(channel, factor)
+    h, w = dense.view.shape[-2:]
     patch, spacing = config.coarse_patch_px, config.coarse_spacing_px
     rows, columns = _line(h, patch // 2, spacing), _line(w, patch // 2, spacing)
-    coarse_cell = _cells(rows, columns, view.shape[0], view.device)
-    surface = correlate(
-        features(small_view, channel), features(small_image, channel), coarse_cell, coarse_cell,
-        patch_px=patch, radius_px=math.ceil(radius_px / factor) + 1,
-    )  # fmt: skip
+    cell = _cells(rows, columns, len(dense.view), dense.view.device)
+    radius = math.ceil(radius_px / factor) + 1
+    surface = correlate(dense.view, dense.image, cell, cell, patch_px=patch, radius_px=radius)
     spread = math.ceil(config.distortion * max(h, w))
-    at = (coarse_cell.flip(-1) + 0.5) * factor
-    to = cell.flip(-1) + 0.5
+    at = (cell.flip(-1) + 0.5) * factor
+    to = task.cell.flip(-1) + 0.5
     return affine_field(surface, at, to, spread=spread, cell_px=factor, patch_px=patch)
 
 
-def _half(
-    view: Tensor,
-    image: Tensor,
-    cell: Tensor,
-    shape: tuple[int, int],
-    start_px: Tensor,
-    channel: Channel,
-    config: MatcherConfig,
-) -> Float32[Tensor, "b n 2"]:
+def _half(task: _Task, start_px: Tensor, channel: Channel) -> Float32[Tensor, "b n 2"]:
     """Displacement (u, v), px, refined at half resolution and held against the neighbours."""
-    half_view, half_image = avg_pool2d(view, 2), avg_pool2d(image, 2)
-    half_cell = cell // 2
+    config, cell = task.config, task.cell // 2
     shift = (start_px / 2).round()
-    surface = correlate(
-        features(half_view, channel), features(half_image, channel), half_cell,
-        half_cell + shift.long().flip(-1), patch_px=config.patch_px,
-        radius_px=config.fine_radius_px,
+    peaks = look(
+        task.images.at(channel, 2), cell, cell + shift.long().flip(-1),
+        patch_cells=config.patch_px, radius_cells=config.fine_radius_px,
     )  # fmt: skip
-    peaks = find_peaks(surface, patch_px=config.patch_px)
-    good = peaks.resolved & (peaks.score >= config.min_score)
+    return _smoothed(task, start_px, shift, peaks, config.min_score)
+
+
+def _smoothed(
+    task: _Task, start_px: Tensor, shift: Tensor, peaks: Peaks, min_score: float
+) -> Float32[Tensor, "b n 2"]:
+    """Displacement (u, v), px, of peaks at half resolution, or of their neighbours' median."""
+    config = task.config
+    good = peaks.resolved & (peaks.score >= min_score)
     good = good & (peaks.second_ratio <= config.max_second_ratio)
     residual = (shift + peaks.offset_px) * 2 - start_px
-    return start_px + smoothed_field(residual, good, shape, config.fine_radius_px / 2)
+    return start_px + smoothed_field(residual, good, task.shape, config.fine_radius_px / 2)
 
 
-def _fine(
-    map_view: Frame,
-    view: Tensor,
-    image: Tensor,
-    cell: Tensor,
-    start_px: Tensor,
-    usable: Tensor,
-    channel: Channel,
-    config: MatcherConfig,
-) -> Matches:
-    """Refine at full resolution, there and back, and judge."""
-    patch, radius = config.patch_px, config.fine_radius_px
-    view_features, image_features = features(view, channel), features(image, channel)
-    seen = cell + start_px.round().long().flip(-1)
-    surface = correlate(view_features, image_features, cell, seen, patch_px=patch, radius_px=radius)
-    there = find_peaks(surface, patch_px=patch)
-    found = seen + there.cell
-    surface = correlate(
-        image_features, view_features, found, cell, patch_px=patch, radius_px=radius
+def _learned(task: _Task, start_px: Tensor) -> tuple[Matches, Float32[Tensor, "b n 2"]]:
+    """Matches by learned features, and the displacement (u, v), px, that they leave to refine."""
+    config, dense = task.config, task.images.at(Channel.LEARNED, STRIDE)
+    cell, patch, radius = task.cell // STRIDE, config.learned_patch_cells, config.fine_radius_px
+    shift = (start_px / STRIDE).round()
+    seen = cell + shift.long().flip(-1)
+    there = look(dense, cell, seen, patch_cells=patch, radius_cells=radius)
+    back_cells, returned = look_back(
+        dense, cell, seen, there, patch_cells=patch, radius_cells=radius // 2
     )
-    back = find_peaks(surface, patch_px=patch)
-    # The patch at ``found`` lies ``offset - cell`` short of the peak, and so does its way back.
-    round_trip = there.offset_px - there.cell.flip(-1) + back.offset_px
-    valid = usable & _accepted(there, config) & back.resolved
-    valid = valid & (round_trip.norm(dim=-1) <= config.max_return_px)
-    uv_map_px = cell.flip(-1).double() + 0.5
-    flat = cell[..., 0] * image.shape[-1] + cell[..., 1]
-    point_L = map_view.xyz_L.flatten(1, 2).gather(1, flat[..., None].expand(-1, -1, 3))
-    hit = map_view.hit.flatten(1).gather(1, flat)
+    place = seen.flip(-1) + 0.5 + there.offset_px  # (u, v), cells
+    stated = stated_variance_px2(dense, cell, place, patch)
+    covariance_px2 = task.images.calibrated(STRIDE**2 * there.covariance_px2, stated)
+    valid = _usable(task) & _accepted(there, covariance_px2, config.min_learned_score, config)
+    valid = valid & returned & (back_cells * STRIDE <= config.max_return_px)
+    uv_map_px, point_L, _ = ground_of(task.map_view, cell, STRIDE)
+    matches = Matches(
+        uv_map_px=uv_map_px,
+        uv_px=place.double() * STRIDE,
+        covariance_px2=covariance_px2.double(),
+        score=there.score,
+        point_L=point_L,
+        valid=valid,
+    )
+    return matches, _smoothed(task, start_px, shift, there, config.min_learned_score)
+
+
+def _fine(task: _Task, start_px: Tensor, channel: Channel) -> Matches:
+    """Refine at full resolution, there and back, and judge."""
+    config, cell, dense = task.config, task.cell, task.images.at(channel, 1)
+    patch, radius = config.patch_px, config.fine_radius_px
+    seen = cell + start_px.round().long().flip(-1)
+    there = look(dense, cell, seen, patch_cells=patch, radius_cells=radius)
+    back_px, returned = look_back(dense, cell, seen, there, patch_cells=patch, radius_cells=radius)
+    valid = _usable(task) & _accepted(there, there.covariance_px2, config.min_score, config)
+    valid = valid & returned & (back_px <= config.max_return_px)
+    uv_map_px, point_L, _ = ground_of(task.map_view, cell, 1)
     return Matches(
         uv_map_px=uv_map_px,
         uv_px=seen.flip(-1).double() + 0.5 + there.offset_px.double(),
         covariance_px2=there.covariance_px2.double(),
         score=there.score,
-        point_L=torch.where(hit[..., None], point_L, 0.0),
+        point_L=point_L,
         valid=valid,
     )
 
 
-def _accepted(peaks: Peaks, config: MatcherConfig) -> Bool[Tensor, "b n"]:
+def _accepted(
+    peaks: Peaks, covariance_px2: Tensor, min_score: float, config: MatcherConfig
+) -> Bool[Tensor, "b n"]:
     """Peaks that are high, single, sharp and inside."""
-    uu, vv = peaks.covariance_px2[..., 0, 0], peaks.covariance_px2[..., 1, 1]
-    uv = peaks.covariance_px2[..., 0, 1]
+    uu, vv = covariance_px2[..., 0, 0], covariance_px2[..., 1, 1]
+    uv = covariance_px2[..., 0, 1]
     worst = (uu + vv) / 2 + ((uu - vv).square() / 4 + uv.square()).sqrt()
     return (
         peaks.resolved
-        & (peaks.score >= config.min_score)
+        & (peaks.score >= min_score)
         & (peaks.second_ratio <= config.max_second_ratio)
         & (worst <= config.max_sigma_px**2)
     )
+
+
+def _prefer(by_gradient: Matches, by_network: Matches) -> Matches:
+    """Signed gradients where the Sun is as predicted, learned features elsewhere, by frame."""
+    both = by_gradient.valid & by_network.valid
+    apart = (by_gradient.uv_px - by_gradient.uv_map_px) - (by_network.uv_px - by_network.uv_map_px)
+    agree = both & (apart.norm(dim=-1) < _AGREE_PX)
+    enough = by_gradient.valid.sum(-1) >= _AGREE_SHARE * by_network.valid.sum(-1)
+    trusted = enough & (agree.sum(-1) >= _AGREE_SHARE * by_gradient.valid.sum(-1))
+    picked = []
+    for field in fields(Matches):
+        first, second = getattr(by_gradient, field.name), getattr(by_network, field.name)
+        keep = trusted.view(-1, *(1 for _ in first.shape[1:]))
+        picked.append(torch.where(keep, first, second))
+    return Matches(*picked)

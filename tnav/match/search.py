@@ -1,0 +1,190 @@
+"""Patches of one image looked for in another, at any resolution and with any features.
+
+A *cell* is a sample of the features: ``cell_px`` pixels of the full image wide. Cells are (row,
+column), displacements (u, v).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float32, Float64, Int64
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, grid_sample, pad
+
+from tnav.errors import ConfigError
+from tnav.match.channels import Channel, box_sum, features
+from tnav.match.correlate import Peaks, correlate, find_peaks
+from tnav.match.network import MULTIPLE_PX, STRIDE, DenseFeatures, FeatureNet
+from tnav.records import Frame
+
+_LEAST_PX4 = 1e-12  # determinant of a covariance; keeps a logarithm finite
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """Features of a view and of an image at one resolution."""
+
+    view: Float32[Tensor, "b c h w"]
+    image: Float32[Tensor, "b c h w"]
+    # ln of the 1-sigma error of a match, px of the full image, by the network
+    view_log_sigma: Float32[Tensor, "b 1 h w"] | None = None
+    image_log_sigma: Float32[Tensor, "b 1 h w"] | None = None
+
+
+class Images:
+    """A view and an image of one size, and their features as they are asked for."""
+
+    def __init__(
+        self,
+        view: Float32[Tensor, "b 1 h w"],
+        image: Float32[Tensor, "b 1 h w"],
+        network: FeatureNet | None,
+    ) -> None:
+        """Nothing is computed yet."""
+        self.view, self.image, self._network = view, image, network
+        self._kept: dict[tuple[Channel, int], Dense] = {}
+
+    def at(self, channel: Channel, cell_px: int) -> Dense:
+        """Features at a resolution; those of a network start at ``STRIDE`` px a cell."""
+        key = (channel, cell_px)
+        if key not in self._kept:
+            learned = channel is Channel.LEARNED
+            self._kept[key] = self._learned(cell_px) if learned else self._made(channel, cell_px)
+        return self._kept[key]
+
+    def _made(self, channel: Channel, cell_px: int) -> Dense:
+        view, image = (_shrunk(x, cell_px) for x in (self.view, self.image))
+        return Dense(features(view, channel), features(image, channel))
+
+    def _learned(self, cell_px: int) -> Dense:
+        if self._network is None:
+            raise ConfigError("channel 'learned': needs the weights of a network; give one")
+        both = _shrunk(torch.cat([self.view, self.image]), cell_px // STRIDE)
+        found, b = dense_features(self._network, both), len(self.view)
+        # The network speaks of pixels of what it was given.
+        log_sigma = found.log_sigma + math.log(cell_px // STRIDE)
+        return Dense(found.fine[:b], found.fine[b:], log_sigma[:b], log_sigma[b:])
+
+    def calibrated(
+        self, covariance_px2: Float32[Tensor, "b n 2 2"], stated_px2: Float32[Tensor, "b n"]
+    ) -> Float32[Tensor, "b n 2 2"]:
+        """Covariance with the shape of a peak's curvature and a calibrated size.
+
+        The size, the variance of an axis in the geometric mean, is
+        ``exp(a) curvature^b stated^c`` with the network's ``calibration`` (a, b, c).
+        """
+        assert self._network is not None
+        a, b, c = self._network.calibration.unbind()
+        uu, vv = covariance_px2[..., 0, 0], covariance_px2[..., 1, 1]
+        size = (uu * vv - covariance_px2[..., 0, 1].square()).clamp_min(_LEAST_PX4).sqrt()
+        wanted = (a + b * size.log() + c * stated_px2.log()).exp()
+        return covariance_px2 * (wanted / size)[..., None, None]
+
+
+def dense_features(network: FeatureNet, image: Float32[Tensor, "b 1 h w"]) -> DenseFeatures:
+    """Features of images of any size, float32: edges are repeated up to the network's multiple.
+
+    On CUDA convolutions run in bfloat16: features are compared over patches of hundreds of them.
+    """
+    h, w = image.shape[-2:]
+    padded = pad(image, (0, -w % MULTIPLE_PX, 0, -h % MULTIPLE_PX), mode="replicate")
+    padded = padded.contiguous(memory_format=torch.channels_last)
+    cuda = image.device.type == "cuda"
+    with torch.autocast("cuda" if cuda else "cpu", torch.bfloat16, enabled=cuda):
+        found = network(padded)
+    cropped = []
+    for x in found:
+        stride = padded.shape[-1] // x.shape[-1]
+        cropped.append(x.float()[..., : h // stride, : w // stride].contiguous())
+    return DenseFeatures(*cropped)
+
+
+def look(
+    dense: Dense,
+    cell: Int64[Tensor, "b n 2"],
+    window: Int64[Tensor, "b n 2"],
+    *,
+    patch_cells: int,
+    radius_cells: int,
+) -> Peaks:
+    """Where patches of the view, centred on cells, are found about cells of the image."""
+    surface = correlate(
+        dense.view, dense.image, cell, window, patch_px=patch_cells, radius_px=radius_cells
+    )
+    return find_peaks(surface, patch_px=patch_cells)
+
+
+def look_back(
+    dense: Dense,
+    cell: Int64[Tensor, "b n 2"],
+    window: Int64[Tensor, "b n 2"],
+    there: Peaks,
+    *,
+    patch_cells: int,
+    radius_cells: int,
+) -> tuple[Float32[Tensor, "b n"], Bool[Tensor, "b n"]]:
+    """How far from its start a patch comes back, cells, and whether the way back has a peak."""
+    surface = correlate(
+        dense.image, dense.view, window + there.cell, cell,
+        patch_px=patch_cells, radius_px=radius_cells,
+    )  # fmt: skip
+    back = find_peaks(surface, patch_px=patch_cells)
+    # The patch at the found cell lies ``offset - cell`` short of the peak; so does its way back.
+    round_trip = there.offset_px - there.cell.flip(-1) + back.offset_px
+    return round_trip.norm(dim=-1), back.resolved
+
+
+def ground_of(
+    map_view: Frame, cell: Int64[Tensor, "b n 2"], cell_px: int
+) -> tuple[Float64[Tensor, "b n 2"], Float64[Tensor, "b n 3"], Bool[Tensor, "b n"]]:
+    """Centres (u, v) of cells of one or two pixels, the map's points there, and which are on it.
+
+    The centre of a pixel has a point of its own; that of two by two pixels is their common corner,
+    and its point their mean.
+    """
+    w = map_view.hit.shape[-1]
+    first = cell * cell_px
+    point_L = map_view.xyz_L.new_zeros(*cell.shape[:2], 3)
+    hit = torch.ones(cell.shape[:2], dtype=torch.bool, device=cell.device)
+    for row in range(cell_px):
+        for column in range(cell_px):
+            flat = (first[..., 0] + row) * w + first[..., 1] + column
+            on = map_view.hit.flatten(1).gather(1, flat)
+            at = map_view.xyz_L.flatten(1, 2).gather(1, flat[..., None].expand(-1, -1, 3))
+            point_L, hit = point_L + torch.where(on[..., None], at, 0.0), hit & on
+    uv_px = (cell.flip(-1).double() + 0.5) * cell_px
+    return uv_px, torch.where(hit[..., None], point_L / cell_px**2, 0.0), hit
+
+
+def stated_variance_px2(
+    dense: Dense,
+    cell: Int64[Tensor, "b n 2"],
+    place: Float32[Tensor, "b n 2"],
+    patch_cells: int,
+) -> Float32[Tensor, "b n"]:
+    """Variance of matches by the network: the mean of what both images say over the patch.
+
+    Args:
+        dense: learned features.
+        cell: of the view, (row, column).
+        place: in the image, (u, v) in cells from its corner.
+        patch_cells: odd side of the patch.
+    """
+    assert dense.view_log_sigma is not None
+    assert dense.image_log_sigma is not None
+    half = patch_cells // 2
+    told, seen = (
+        box_sum(pad((2 * x).exp(), (half, half, half, half), mode="replicate"), patch_cells)
+        / patch_cells**2
+        for x in (dense.view_log_sigma, dense.image_log_sigma)
+    )
+    h, w = told.shape[-2:]
+    told = told.flatten(1).gather(1, cell[..., 0] * w + cell[..., 1])
+    at = 2 * place / torch.tensor([w, h], device=place.device) - 1
+    seen = grid_sample(seen, at[:, None], padding_mode="border", align_corners=False)[:, 0, 0]
+    return 0.5 * (told + seen)
+
+
+def _shrunk(x: Tensor, factor: int) -> Tensor:
+    return avg_pool2d(x, factor) if factor > 1 else x
