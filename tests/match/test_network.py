@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tnav.match.network import DESCRIPTOR_STRIDE, MULTIPLE_PX, STRIDE, FeatureNet, NetworkRecipe
-from tnav.match.search import dense_features
+from tnav.match.search import on_any_size
 
 SMALL = NetworkRecipe(widths=(8, 8, 12, 16), blocks=(1, 1, 1, 1), pyramid=16, half=8, fine=4)
 
@@ -70,12 +70,27 @@ def test_constant_images_stay_finite(net: FeatureNet, level: float) -> None:
 
 def test_any_size_is_padded_and_cropped(net: FeatureNet) -> None:
     image = texture(100, 76)
-    found = dense_features(net, image)
-    assert found.fine.shape[-2:] == (50, 38)
-    assert found.descriptor.shape[-2:] == (25, 19)
-    whole = dense_features(net, texture(96, 80))
-    direct = net(texture(96, 80))
-    torch.testing.assert_close(whole.fine, direct.fine)
+    fine, log_sigma, descriptor, _ = on_any_size(net, image)
+    assert fine.shape[-2:] == log_sigma.shape[-2:] == (50, 38)
+    assert descriptor.shape[-2:] == (25, 19)
+    torch.testing.assert_close(on_any_size(net, texture(96, 80))[0], net(texture(96, 80)).fine)
+
+
+def test_templates_alone_are_the_same(net: FeatureNet) -> None:
+    found, alone = net(texture(64, 96)), net.templates(texture(64, 96))
+    assert torch.equal(found.fine, alone[0])
+    assert torch.equal(found.log_sigma, alone[1])
+
+
+def test_folding_the_normalisation_changes_nothing() -> None:
+    torch.manual_seed(1)
+    trained = FeatureNet(SMALL).train()
+    for seed in range(5):  # so that running statistics are not those of a new network
+        trained(texture(64, 64, seed))
+    folded = trained.folded()
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+    for a, b in zip(trained.eval()(texture(64, 64)), folded(texture(64, 64)), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
 def test_a_black_half_leaves_the_other_half(net: FeatureNet) -> None:
@@ -95,7 +110,7 @@ def test_accelerator_gives_the_same_and_is_never_waited_for(net: FeatureNet) -> 
     there = there.to(simulated_device.DEVICE)
     moved = image.to(simulated_device.DEVICE)
     with simulated_device.count_syncs() as syncs:
-        found = dense_features(there, moved)
+        found = on_any_size(there, moved)
     assert not syncs
-    for a, b in zip(found, dense_features(net, image), strict=True):
+    for a, b in zip(found, on_any_size(net, image), strict=True):
         torch.testing.assert_close(a.cpu(), b, atol=1e-5, rtol=1e-4)

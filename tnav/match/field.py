@@ -1,11 +1,13 @@
-"""Displacement fields from many uncertain patches: one vote, an affine fit, neighbours' medians."""
+"""Displacement fields from many uncertain patches: a start, an affine fit, neighbours' medians."""
+
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
-from torch.nn.functional import max_pool2d, pad
+from torch.nn.functional import grid_sample, max_pool2d, pad
 
-from tnav.match.correlate import OUTSIDE, find_peaks
+from tnav.match.correlate import OUTSIDE, Peaks, find_peaks
 
 # Patches that the vote of a shift counts with score 0, so that shifts which leave only one or two
 # patches inside the image do not win by chance.
@@ -15,49 +17,97 @@ _FIT_STEPS = 8
 _FIT_SCALE_CELLS = 0.5
 # Prior of the linear part, about none: a prediction's rotation and scale err by a few percent.
 _LINEAR_SIGMA = 0.05
+# Pairs of patches that propose a similarity: at a fifth of right peaks 10 pairs of 256 are right.
+_HYPOTHESES = 256
+_BASE_CELLS = 16.0  # such a pair is at least this far apart
+_LINEAR_MOST = 0.25  # |a - 1|: a tenth of scale and 5 deg together are 0.13
+_AGREE_CELLS = 2.0  # relief and perspective bend a similarity by so much
+_AGREE_SCORE = 0.2
+# Peaks that agree. Of 100 random ones in a window of 61 x 61 cells 0.35 fall within 2 cells of a
+# given place: 8 that do so beside the two that made the proposal never happen by chance.
+_AGREE_LEAST = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """Places (u, v) of a view in an image, px: ``matrix x + offset``."""
+
+    matrix: Float32[Tensor, "b 2 2"]
+    offset: Float32[Tensor, "b 2"]
+
+    @classmethod
+    def identity(cls, b: int, device: torch.device) -> "Affine":
+        """Every point of ``b`` views where it is."""
+        eye = torch.eye(2, device=device)
+        return cls(eye.expand(b, 2, 2), torch.zeros(b, 2, device=device))
+
+    def of(self, uv_px: Float[Tensor, "b n 2"]) -> Float[Tensor, "b n 2"]:
+        """Places of points, at their precision."""
+        matrix, offset = self.matrix.to(uv_px.dtype), self.offset.to(uv_px.dtype)
+        return uv_px @ matrix.mT + offset[:, None]
+
+    def spread(self, covariance_px2: Float[Tensor, "b n 2 2"]) -> Float[Tensor, "b n 2 2"]:
+        """Covariance in the image of places in the view."""
+        matrix = self.matrix.to(covariance_px2.dtype)[:, None]
+        return matrix @ covariance_px2 @ matrix.mT
+
+    def resampled(self, image: Float32[Tensor, "b 1 h w"]) -> Float32[Tensor, "b 1 h w"]:
+        """The image as the view would show it, by cubic convolution; its edges are repeated."""
+        h, w = image.shape[-2:]
+        u = torch.arange(w, device=image.device) + 0.5
+        v = torch.arange(h, device=image.device) + 0.5
+        size = torch.tensor([w, h], device=image.device)
+        # Rows and columns apart: an affine grid is a sum of both.
+        across = u[:, None] * self.matrix[:, None, :, 0]  # b w 2
+        along = v[:, None] * self.matrix[:, None, :, 1] + self.offset[:, None]  # b h 2
+        grid = 2 * (across[:, None] + along[:, :, None]) / size - 1
+        found = grid_sample(image, grid, "bicubic", "border", align_corners=False)
+        return found.clamp_min(0.0)
 
 
 def affine_field(
     surface: Float32[Tensor, "b m k k"],
     at_px: Float32[Tensor, "b m 2"],
-    to_px: Float32[Tensor, "b n 2"],
     *,
     spread: int,
     cell_px: int,
     patch_px: int,
-) -> Float32[Tensor, "b n 2"]:
-    """Displacement of points from a robust affine fit to correlation surfaces.
+) -> Affine:
+    """Where a view's points lie in an image, from a robust affine fit to correlation surfaces.
 
-    Every patch votes for the shifts within ``spread`` of its high scores; the shift with the
-    highest mean wins. Each patch's own peak near the winner then enters an affine fit, reweighted
-    by Geman and McClure's function with a shrinking scale (Black and Rangarajan 1996).
+    The start is the similarity that most patches' own peaks agree on, be it turned or scaled
+    (``_consensus``), or, where too few agree, one shift: every patch votes for those within
+    ``spread`` of its high scores, and the highest mean wins. Each patch's peak near the start then
+    enters an affine fit, reweighted by Geman and McClure's function with a shrinking scale (Black
+    and Rangarajan 1996).
 
     Args:
         surface: scores against offsets, as ``correlate`` gives them.
         at_px: (u, v) of the patches, full resolution.
-        to_px: (u, v) where the field is wanted.
         spread: deviation from the common shift, cells of the surface.
         cell_px: size of a cell at full resolution.
         patch_px: side of the patches, cells.
-
-    Returns:
-        Displacement (u, v), px at full resolution.
     """
     k = surface.shape[-1]
-    row, column = _vote(surface, spread)
-    span = torch.arange(k, device=surface.device)
-    near = ((span - row[:, None]).abs() <= spread)[:, :, None]
-    near = near & ((span - column[:, None]).abs() <= spread)[:, None, :]
-    peaks = find_peaks(torch.where(near[:, None], surface, OUTSIDE), patch_px=patch_px)
-    common = torch.stack([column, row], -1) - k // 2  # b 2, cells
-    offset = peaks.offset_px - common[:, None]
-    weight = torch.where(peaks.resolved, peaks.score.clamp_min(0.0).square(), 0.0)
     middle, length = at_px.mean(1, keepdim=True), at_px.std((1, 2))[:, None, None] + 1.0
     design = _design((at_px - middle) / length)
+    start, agreed = _consensus(find_peaks(surface, patch_px=patch_px), at_px / cell_px, design)
+    row, column = _vote(surface, spread)
+    shift = torch.stack([column, row], -1) - k // 2  # b 2, cells
+    voted = torch.cat([shift[:, None], torch.zeros_like(start[:, 1:])], 1)
+    start = torch.where(agreed[:, None, None], start, voted)
+    common = design @ start  # b m 2, cells
+    span = torch.arange(k, device=surface.device) - k // 2
+    near = ((span - common[..., 1:].round()).abs() <= spread)[..., :, None]
+    near = near & ((span - common[..., :1].round()).abs() <= spread)[..., None, :]
+    peaks = find_peaks(torch.where(near, surface, OUTSIDE), patch_px=patch_px)
+    offset = peaks.offset_px - common
+    weight = torch.where(peaks.resolved, peaks.score.clamp_min(0.0).square(), 0.0)
     prior = 1.0 / (_LINEAR_SIGMA * length / cell_px).square()
-    field = _fit(design, offset, weight, prior[:, 0], float(spread))
-    moved = _design((to_px - middle) / length) @ field + common[:, None]
-    return moved * cell_px
+    field = cell_px * (start + _fit(design, offset, weight, prior[:, 0], float(spread)))
+    linear = field[:, 1:].mT / length
+    eye = torch.eye(2, device=at_px.device)
+    return Affine(eye + linear, field[:, 0] - (linear @ middle.mT).squeeze(-1))
 
 
 def smoothed_field(
@@ -84,6 +134,38 @@ def smoothed_field(
     median = torch.nan_to_num(median, nan=0.0)
     own = good & ((residual_px - median).norm(dim=-1) <= tolerance_px)
     return torch.where(own[..., None], residual_px, median)
+
+
+def _consensus(
+    peaks: Peaks, at: Float32[Tensor, "b m 2"], design: Float32[Tensor, "b m 3"]
+) -> tuple[Float32[Tensor, "b 3 2"], Bool[Tensor, " b"]]:
+    """Coefficients of the similarity that most peaks agree on, and whether enough of them do.
+
+    Two peaks fix a similarity: with places and displaced places as complex numbers, z -> a z + b
+    (the minimal case of Umeyama 1991). Pairs are drawn once, by a seed of their own.
+    """
+    b, m = at.shape[:2]
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randint(m, (2, _HYPOTHESES), generator=generator).to(at.device)
+    z = torch.view_as_complex(at.contiguous())
+    w = torch.view_as_complex((at + peaks.offset_px).contiguous())
+    apart = z[:, second] - z[:, first]
+    far = apart.abs() > _BASE_CELLS
+    a = (w[:, second] - w[:, first]) / torch.where(far, apart, 1.0)
+    residual = w[:, None] - w[:, first, None] - a[..., None] * (z[:, None] - z[:, first, None])
+    strength = torch.where(peaks.resolved, peaks.score.clamp_min(0.0), 0.0)
+    held = (residual.abs() < _AGREE_CELLS) & (peaks.score > _AGREE_SCORE)[:, None]
+    usable = far & ((a - 1).abs() < _LINEAR_MOST)
+    support = torch.where(usable, (held * strength[:, None]).sum(-1), -1.0)
+    best = support.argmax(-1)
+    rows = torch.arange(b, device=at.device)
+    inlier = held[rows, best]
+    displaced = peaks.offset_px * inlier[..., None]
+    weighted = design * inlier[..., None]
+    ridge = 1e-3 * torch.eye(3, device=at.device)
+    field = torch.linalg.solve_ex(weighted.mT @ design + ridge, design.mT @ displaced)[0]
+    enough = (inlier.sum(-1) >= _AGREE_LEAST) & (support[rows, best] > 0)
+    return field, enough
 
 
 def _vote(surface: Tensor, spread: int) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from torch.nn.functional import avg_pool2d
 from tnav.errors import ConfigError, ImageError
 from tnav.match.channels import Channel, compress
 from tnav.match.correlate import Peaks, correlate
-from tnav.match.field import affine_field, smoothed_field
+from tnav.match.field import Affine, affine_field, smoothed_field
 from tnav.match.network import STRIDE, FeatureNet
 from tnav.match.search import Images, ground_of, look, look_back, stated_variance_px2
 from tnav.records import Frame, Matches
@@ -99,23 +99,24 @@ def match(
     """
     _check(map_view, image, search_radius_px, config)
     view = torch.where(map_view.hit[:, None], map_view.image, 0.0)
-    task = _Task(map_view, Images(view, image, network), config, *_grid(image, config))
-    learned = network is not None and fine_channel in (None, Channel.LEARNED)
-    coarse_channel = coarse_channel or (Channel.CFOG if network is None else Channel.LEARNED)
-    half_channel = Channel.LEARNED if learned else fine_channel or Channel.SIGNED_GRADIENT
+    images = Images(view, image, network)
+    affine = Affine.identity(len(image), image.device)
+    rough = search_radius_px >= config.fine_radius_px
+    if rough:
+        affine = _coarse(images, search_radius_px, coarse_channel, config)
+        # Turned, scaled and shifted as the view is: patches then differ by relief alone.
+        images = Images(view, affine.resampled(image), network)
+    task = _Task(map_view, images, affine, config, *_grid(image, config))
     start_px = torch.zeros(task.cell.shape, device=image.device)
-    factor = 1
-    if search_radius_px >= config.fine_radius_px:
-        factor = _coarse_factor(min(image.shape[-2:]), search_radius_px, config)
-        start_px = _coarse(task, factor, search_radius_px, coarse_channel)
-    if fine_channel is Channel.LEARNED or learned:
+    if network is not None and fine_channel in (None, Channel.LEARNED):
         by_network, start_px = _learned(task, start_px)
         if fine_channel is Channel.LEARNED:
             return by_network
         return _prefer(_fine(task, start_px, Channel.SIGNED_GRADIENT), by_network)
-    if factor > 2:
-        start_px = _half(task, start_px, half_channel)
-    return _fine(task, start_px, half_channel)
+    channel = fine_channel or Channel.SIGNED_GRADIENT
+    if rough:
+        start_px = _half(task, start_px, channel)
+    return _fine(task, start_px, channel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,8 @@ class _Task:
     """What all steps of one call share."""
 
     map_view: Frame
-    images: Images
+    images: Images  # the camera's laid over the view
+    affine: Affine  # from there to the camera's own pixels
     config: MatcherConfig
     rows: range
     columns: range
@@ -209,10 +211,11 @@ def _usable(task: _Task) -> Bool[Tensor, "b n"]:
 
 
 def _coarse(
-    task: _Task, factor: int, radius_px: float, channel: Channel
-) -> Float32[Tensor, "b n 2"]:
-    """Displacement (u, v), px, at the fine grid from the downsampled search."""
-    config, dense = task.config, task.images.at(channel, factor)
+    images: Images, radius_px: float, channel: Channel | None, config: MatcherConfig
+) -> Affine:
+    """Where the view lies in the image, from the downsampled search."""
+    factor = _coarse_factor(min(images.view.shape[-2:]), radius_px, config)
+    dense = images.at(channel or images.coarse_channel, factor)
     h, w = dense.view.shape[-2:]
     patch, spacing = config.coarse_patch_px, config.coarse_spacing_px
     rows, columns = _line(h, patch // 2, spacing), _line(w, patch // 2, spacing)
@@ -220,9 +223,8 @@ def _coarse(
     radius = math.ceil(radius_px / factor) + 1
     surface = correlate(dense.view, dense.image, cell, cell, patch_px=patch, radius_px=radius)
     spread = math.ceil(config.distortion * max(h, w))
-    at = (cell.flip(-1) + 0.5) * factor
-    to = task.cell.flip(-1) + 0.5
-    return affine_field(surface, at, to, spread=spread, cell_px=factor, patch_px=patch)
+    at_px = (cell.flip(-1) + 0.5) * factor
+    return affine_field(surface, at_px, spread=spread, cell_px=factor, patch_px=patch)
 
 
 def _half(task: _Task, start_px: Tensor, channel: Channel) -> Float32[Tensor, "b n 2"]:
@@ -263,13 +265,8 @@ def _learned(task: _Task, start_px: Tensor) -> tuple[Matches, Float32[Tensor, "b
     valid = _usable(task) & _accepted(there, covariance_px2, config.min_learned_score, config)
     valid = valid & returned & (back_cells * STRIDE <= config.max_return_px)
     uv_map_px, point_L, _ = ground_of(task.map_view, cell, STRIDE)
-    matches = Matches(
-        uv_map_px=uv_map_px,
-        uv_px=place.double() * STRIDE,
-        covariance_px2=covariance_px2.double(),
-        score=there.score,
-        point_L=point_L,
-        valid=valid,
+    matches = _matches(
+        task, uv_map_px, place.double() * STRIDE, covariance_px2, there.score, point_L, valid
     )
     return matches, _smoothed(task, start_px, shift, there, config.min_learned_score)
 
@@ -284,13 +281,32 @@ def _fine(task: _Task, start_px: Tensor, channel: Channel) -> Matches:
     valid = _usable(task) & _accepted(there, there.covariance_px2, config.min_score, config)
     valid = valid & returned & (back_px <= config.max_return_px)
     uv_map_px, point_L, _ = ground_of(task.map_view, cell, 1)
+    place = seen.flip(-1).double() + 0.5 + there.offset_px.double()
+    return _matches(task, uv_map_px, place, there.covariance_px2, there.score, point_L, valid)
+
+
+def _matches(
+    task: _Task,
+    uv_map_px: Tensor,
+    place_px: Tensor,
+    covariance_px2: Tensor,
+    score: Tensor,
+    point_L: Tensor,
+    valid: Tensor,
+) -> Matches:
+    """Places on the image that is laid over the view, told in the camera's own pixels."""
+    uv_px = task.affine.of(place_px)
+    # What was laid over repeats its edges: a patch there shows less of the ground than it seems.
+    edge_px = task.config.patch_px // 2
+    size = torch.tensor(task.images.image.shape[:-3:-1], device=uv_px.device)  # (w, h)
+    inside = (uv_px >= edge_px) & (uv_px <= size - edge_px)
     return Matches(
         uv_map_px=uv_map_px,
-        uv_px=seen.flip(-1).double() + 0.5 + there.offset_px.double(),
-        covariance_px2=there.covariance_px2.double(),
-        score=there.score,
+        uv_px=uv_px,
+        covariance_px2=task.affine.spread(covariance_px2.double()),
+        score=score,
         point_L=point_L,
-        valid=valid,
+        valid=valid & inside.all(-1),
     )
 
 

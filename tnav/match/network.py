@@ -5,6 +5,7 @@ A pyramid of residual blocks from 1/2 down to 1/16 of the image, and a way back 
 are descriptors and keypoints for a search without a prior.
 """
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, normalize, relu
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from tnav.config import Recipe
 from tnav.match.channels import compress
@@ -42,7 +44,7 @@ class NetworkRecipe(Recipe):
 
 
 class DenseFeatures(NamedTuple):
-    """What the network says of an image; cell (r, c) at stride s is centred at (u, v) = s (c, r) + s/2.
+    """What the network says of an image; cell (r, c) at stride s is centred at s (c, r) + s / 2.
 
     ``log_sigma`` is the natural logarithm of the 1-sigma error, px of the input, that a template
     centred there will have; ``keypoint`` the logit that a place is found again.
@@ -111,6 +113,34 @@ class FeatureNet(nn.Module):
         Args:
             image: linear brightness, at least 0; sides are multiples of ``MULTIPLE_PX``.
         """
+        half, quarter = self._pyramid(image)
+        return DenseFeatures(
+            fine=self.fine(half),
+            log_sigma=self.sigma(half).clamp(-4.0, 3.0),
+            descriptor=normalize(self.describe(quarter), dim=1),
+            keypoint=self.keypoint(quarter),
+        )
+
+    def templates(
+        self, image: Float[Tensor, "b 1 h w"]
+    ) -> tuple[Float[Tensor, "b c h2 w2"], Float[Tensor, "b 1 h2 w2"]]:
+        """Template features and their ``log_sigma`` alone, as ``forward`` gives them."""
+        half, _ = self._pyramid(image)
+        return self.fine(half), self.sigma(half).clamp(-4.0, 3.0)
+
+    def folded(self) -> "FeatureNet":
+        """A copy in ``eval`` mode whose normalisations are part of the convolutions before them."""
+        net = copy.deepcopy(self).eval().requires_grad_(requires_grad=False)
+        for module in list(net.modules()):
+            if isinstance(module, Convolution):
+                convolution, norm = module
+                assert isinstance(convolution, nn.Conv2d)
+                assert isinstance(norm, nn.BatchNorm2d)
+                module[0], module[1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
+        return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _pyramid(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """What the way up holds at 1/2 and at 1/4."""
         x, levels = prepare(image), []
         for down, stage in zip(self.down, self.stages, strict=True):
             x = stage(relu(down(x)))
@@ -119,12 +149,7 @@ class FeatureNet(nn.Module):
         up = relu(self.smooth[2](self.lateral[2](levels[2]) + _twice(up)))
         quarter = relu(self.smooth[1](self.lateral[1](levels[1]) + _twice(up)))
         half = relu(self.smooth[0](self.lateral[0](levels[0]) + _twice(self.narrow(quarter))))
-        return DenseFeatures(
-            fine=self.fine(half),
-            log_sigma=self.sigma(half).clamp(-4.0, 3.0),
-            descriptor=normalize(self.describe(quarter), dim=1),
-            keypoint=self.keypoint(quarter),
-        )
+        return half, quarter
 
 
 def prepare(image: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 2 h w"]:

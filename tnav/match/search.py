@@ -5,6 +5,7 @@ column), displacements (u, v).
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn.functional import avg_pool2d, grid_sample, pad
 from tnav.errors import ConfigError
 from tnav.match.channels import Channel, box_sum, features
 from tnav.match.correlate import Peaks, correlate, find_peaks
-from tnav.match.network import MULTIPLE_PX, STRIDE, DenseFeatures, FeatureNet
+from tnav.match.network import MULTIPLE_PX, STRIDE, FeatureNet
 from tnav.records import Frame
 
 _LEAST_PX4 = 1e-12  # determinant of a covariance; keeps a logarithm finite
@@ -45,6 +46,11 @@ class Images:
         self.view, self.image, self._network = view, image, network
         self._kept: dict[tuple[Channel, int], Dense] = {}
 
+    @property
+    def coarse_channel(self) -> Channel:
+        """What a wrong Sun, albedo or map disturbs least, of what there is."""
+        return Channel.CFOG if self._network is None else Channel.LEARNED
+
     def at(self, channel: Channel, cell_px: int) -> Dense:
         """Features at a resolution; those of a network start at ``STRIDE`` px a cell."""
         key = (channel, cell_px)
@@ -61,10 +67,11 @@ class Images:
         if self._network is None:
             raise ConfigError("channel 'learned': needs the weights of a network; give one")
         both = _shrunk(torch.cat([self.view, self.image]), cell_px // STRIDE)
-        found, b = dense_features(self._network, both), len(self.view)
+        fine, log_sigma = on_any_size(self._network.templates, both)
         # The network speaks of pixels of what it was given.
-        log_sigma = found.log_sigma + math.log(cell_px // STRIDE)
-        return Dense(found.fine[:b], found.fine[b:], log_sigma[:b], log_sigma[b:])
+        log_sigma = log_sigma + math.log(cell_px // STRIDE)
+        b = len(self.view)
+        return Dense(fine[:b], fine[b:], log_sigma[:b], log_sigma[b:])
 
     def calibrated(
         self, covariance_px2: Float32[Tensor, "b n 2 2"], stated_px2: Float32[Tensor, "b n"]
@@ -82,22 +89,29 @@ class Images:
         return covariance_px2 * (wanted / size)[..., None, None]
 
 
-def dense_features(network: FeatureNet, image: Float32[Tensor, "b 1 h w"]) -> DenseFeatures:
-    """Features of images of any size, float32: edges are repeated up to the network's multiple.
+def on_any_size(
+    extract: Callable[[Tensor], tuple[Tensor, ...]], image: Float32[Tensor, "b 1 h w"]
+) -> tuple[Tensor, ...]:
+    """Maps that a network makes of images of any size, float32.
 
-    On CUDA convolutions run in bfloat16: features are compared over patches of hundreds of them.
+    Edges are repeated up to the network's multiple, and cropped again. On CUDA convolutions run in
+    bfloat16: features are compared over patches of hundreds of them.
+
+    Args:
+        extract: a ``FeatureNet``, or its ``templates``.
+        image: linear brightness.
     """
     h, w = image.shape[-2:]
     padded = pad(image, (0, -w % MULTIPLE_PX, 0, -h % MULTIPLE_PX), mode="replicate")
     padded = padded.contiguous(memory_format=torch.channels_last)
     cuda = image.device.type == "cuda"
     with torch.autocast("cuda" if cuda else "cpu", torch.bfloat16, enabled=cuda):
-        found = network(padded)
-    cropped = []
-    for x in found:
-        stride = padded.shape[-1] // x.shape[-1]
-        cropped.append(x.float()[..., : h // stride, : w // stride].contiguous())
-    return DenseFeatures(*cropped)
+        found = extract(padded)
+    strides = (padded.shape[-1] // x.shape[-1] for x in found)
+    return tuple(
+        x.float()[..., : h // stride, : w // stride].contiguous()
+        for x, stride in zip(found, strides, strict=True)
+    )
 
 
 def look(
