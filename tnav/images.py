@@ -4,13 +4,14 @@ Everywhere else the centre of pixel (row, col) is (col + 0.5, row + 0.5): half a
 where coordinates pass through here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -117,6 +118,51 @@ def draw_matches(
     return canvas.astype(np.uint8)
 
 
+def sift_matches(
+    view: NDArray[np.uint8],
+    image: NDArray[np.uint8],
+    *,
+    most: int = 8192,
+    ratio: float = 0.8,
+) -> tuple[Float64[Tensor, "n 2"], Float64[Tensor, "n 2"], Float32[Tensor, " n"]]:
+    """Correspondences of two grey pictures by RootSIFT, mutual nearest neighbours, ratio test.
+
+    SIFT as OpenCV has it (Lowe 2004, IJCV 60(2)), its descriptors by their Hellinger kernel
+    (Arandjelovic and Zisserman 2012, CVPR, section 3): square roots of the L1-normalised ones.
+
+    Args:
+        view: one picture.
+        image: the other.
+        most: strongest features kept of each.
+        ratio: largest distance to the nearest over that to the second nearest (Lowe, section 7.1).
+
+    Returns:
+        Pixel coordinates (u, v) in the two pictures, and the cosine between the descriptors.
+    """
+    sift = cv2.SIFT.create(nfeatures=most, enable_precise_upscale=True)
+    (uv_a, root_a), (uv_b, root_b) = (_root_sift(sift, picture) for picture in (view, image))
+    if min(len(uv_a), len(uv_b)) < 2:  # no second nearest, so nothing to tell chance by
+        return uv_a[:0], uv_b[:0], torch.zeros(0)
+    cosine = root_a @ root_b.T
+    best = cosine.topk(2, dim=1)
+    nearest = best.indices[:, 0]
+    mutual = cosine.argmax(0)[nearest] == torch.arange(len(nearest))
+    distance2 = (2 - 2 * best.values).clamp_min(0.0)
+    kept = mutual & (distance2[:, 0] < ratio**2 * distance2[:, 1])
+    return uv_a[kept], uv_b[nearest[kept]], best.values[kept, 0]
+
+
+@contextmanager
+def opencv_threads(count: int) -> Iterator[None]:
+    """OpenCV on so many threads inside the block, for a fair clock."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(count)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
+
+
 def resize(image: NDArray[np.uint8], width_px: int) -> NDArray[np.uint8]:
     """A picture at another width, its aspect kept, by area averaging."""
     height_px = max(1, round(image.shape[0] * width_px / image.shape[1]))
@@ -179,6 +225,18 @@ def contact_sheet(pictures: Sequence[NDArray[np.uint8]], columns: int) -> NDArra
         rows.append(np.hstack([part for cell in cells for part in (between, cell)][1:]))
     gap = np.full((_SHEET_GAP_PX, rows[0].shape[1], 3), 255, np.uint8)
     return np.vstack([part for row in rows for part in (gap, row)][1:]).astype(np.uint8)
+
+
+def _root_sift(
+    sift: cv2.SIFT, picture: NDArray[np.uint8]
+) -> tuple[Float64[Tensor, "n 2"], Float32[Tensor, "n 128"]]:
+    keypoints, descriptors = sift.detectAndCompute(picture, None)
+    if descriptors is None:
+        return torch.zeros(0, 2, dtype=torch.float64), torch.zeros(0, 128)
+    uv_px = torch.from_numpy(np.array(cv2.KeyPoint.convert(keypoints), np.float64)) + 0.5
+    counts = torch.from_numpy(np.array(descriptors, np.float32))
+    total = counts.sum(1, keepdim=True).clamp_min(1e-6)
+    return uv_px, (counts / total).sqrt()
 
 
 def _padded(picture: NDArray[np.uint8], height_px: int) -> NDArray[np.uint8]:

@@ -47,6 +47,7 @@ class Matches:
     score: Float32[Tensor, "b n"]  # peak correlation in [-1, 1]
     point_L: Float64[Tensor, "b n 3"]  # surface point of uv_map_px on the map, m
     valid: Bool[Tensor, "b n"]
+    learned: Bool[Tensor, "b"]  # the frame's matches are those of a network's features
 
 
 class FixStatus(StrEnum):

@@ -85,6 +85,7 @@ def make_scene(
         torch.ones(frames, n),
         point_L,
         torch.ones(frames, n, dtype=torch.bool),
+        torch.zeros(frames, dtype=torch.bool),
     )
     truth = Pose(R_L_C, position_L)
     turned = so3_exp(attitude_sigma_rad * torch.randn(frames, 3, **kind)) @ R_L_C
@@ -130,5 +131,5 @@ def shrink_by_inflation(dof: int) -> float:
 
 def replace_matches(matches: Matches, **changes: Tensor) -> Matches:
     """A copy with some fields changed."""
-    names = ("uv_map_px", "uv_px", "covariance_px2", "score", "point_L", "valid")
+    names = ("uv_map_px", "uv_px", "covariance_px2", "score", "point_L", "valid", "learned")
     return Matches(*(changes.get(name, getattr(matches, name)) for name in names))

@@ -23,7 +23,7 @@ def test_pose_and_altitude(simgpu: str, camera: Camera) -> None:
     boresight_C = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
 
     def run(device: str) -> tuple[PoseSolution, AltitudeEstimate, Matches]:
-        fields = (m.uv_map_px, m.uv_px, m.covariance_px2, m.score, m.point_L, m.valid)
+        fields = (m.uv_map_px, m.uv_px, m.covariance_px2, m.score, m.point_L, m.valid, m.learned)
         matches = Matches(*(t.to(device) for t in fields))
         prior, ground, axis_C = scene.prior.to(device), terrain.to(device), boresight_C.to(device)
         with count_syncs() as waits:

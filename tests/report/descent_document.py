@@ -153,6 +153,8 @@ def _frame(folder: Path, rng: np.random.Generator, index: int) -> dict[str, obje
         "true_agl_m": agl,
         "status": FAILED.get(index, "ok"),
         "renders": 3,
+        "learned": False,
+        "out_of_contract": [],
         "n_matches": n,
         "n_inliers": int(inlier.sum()),
         "rms_px": estimate(0.42 + 0.1 * float(rng.random())),

@@ -9,7 +9,9 @@ import typer
 
 from tnav.cli.dem import dem_app
 from tnav.cli.gallery import gallery
+from tnav.cli.model import model_app
 from tnav.cli.render import render
+from tnav.cli.train import train
 from tnav.errors import ConfigError, TnavError
 
 if TYPE_CHECKING:
@@ -24,8 +26,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(dem_app, name="dem")
+app.add_typer(model_app, name="model")
 app.command()(gallery)
 app.command()(render)
+app.command()(train)
 
 _SEEDS = 10**6
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
@@ -82,12 +86,30 @@ def run(
 
 
 @app.command(name="eval")
-def evaluate(folder: RunFolder, as_json: AsJson = False) -> None:
-    """Score a run from its run.npz; exit status 1 where a limit is missed."""
-    from tnav.evaluate.limits import rows_of
-    from tnav.evaluate.metrics import score_folder
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="of 'tnav run', or of a model: models/NAME")],
+    as_json: AsJson = False,
+    device: Annotated[str, typer.Option(help="of a model: auto, cpu or cuda")] = "auto",
+    quick: Annotated[bool, typer.Option("--quick", help="of a model: minutes, few pairs")] = False,
+    pairs: Annotated[int | None, typer.Option(min=1, help="of a model: a case")] = None,
+    scores: Annotated[
+        Path | None, typer.Option(help="of a model: folder that keeps the scores of pairs")
+    ] = None,
+) -> None:
+    """Score a run from its run.npz, or measure a model into its metrics.json and CARD.md.
 
-    _print_rows("eval", rows_of(score_folder(folder)), as_json)
+    Exit status 1 where a limit is missed.
+    """
+    if (folder / "model.yaml").is_file():
+        rows = _measured(folder, device, quick, pairs, scores)
+    elif quick or pairs is not None or scores is not None:
+        raise ConfigError(f"{folder}: --quick, --pairs and --scores go with a model's folder")
+    else:
+        from tnav.evaluate.limits import rows_of
+        from tnav.evaluate.metrics import score_folder
+
+        rows = rows_of(score_folder(folder))
+    _print_rows("eval", rows, as_json)
 
 
 @app.command()
@@ -122,11 +144,17 @@ def infer(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="demo, render, match, pose, fix or relief")],
+    name: Annotated[str, typer.Argument(help="demo, render, match, pose, fix, relief or corridor")],
     as_json: AsJson = False,
     device: Device = "auto",
     seeds: Annotated[int, typer.Option(min=1, help="draws (demo)")] = 3,
-    out: Annotated[Path | None, typer.Option(help="folder for a page (relief)")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for a page (relief) or for scores (match)")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="five minutes at most (match)")] = False,
+    pairs: Annotated[int | None, typer.Option(min=1, help="of each row (match)")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="one of several (match)")] = None,
+    row: Annotated[list[str] | None, typer.Option(help="one of several (match)")] = None,
 ) -> None:
     """Measure and print a table; exit status 1 where a limit is missed."""
     from tnav.evaluate.bench import RELIEF_SEED, measure
@@ -136,7 +164,16 @@ def bench(
     def say(text: str) -> None:
         print(text, file=sys.stderr)
 
-    if out is None:
+    if name == "match":
+        from tnav.evaluate.bench_match import measure_match
+
+        rows = measure_match(
+            resolve_device(device), quick=quick, pairs=pairs, methods=method, say=say, rows=row,
+            out=out,
+        )  # fmt: skip
+    elif quick or pairs is not None or method or row:
+        raise ConfigError(f"bench {name}: --quick, --pairs, --method and --row go with 'match'")
+    elif out is None:
         rows = measure(name, resolve_device(device), seeds, say)
     elif name == "relief":
         from tnav.report.relief import write_relief_page
@@ -144,7 +181,7 @@ def bench(
         rows, charts = measure_relief(RELIEF_SEED, say)
         say(f"page: {write_relief_page(out, rows, charts)}")
     else:
-        raise ConfigError(f"bench {name}: --out writes the page of 'relief' only; leave it out")
+        raise ConfigError(f"bench {name}: --out goes with 'match' and 'relief'; leave it out")
     _print_rows(f"bench {name}", rows, as_json)
 
 
@@ -185,6 +222,19 @@ def _run(scenario: str, out: Path, device: str, seed: int, healthy: bool) -> "Ru
     for line in summary_lines(document):
         print(line)
     return document
+
+
+def _measured(
+    folder: Path, device: str, quick: bool, pairs: int | None, scores: Path | None
+) -> "list[Row]":
+    from tnav.evaluate.model_card import score_model
+    from tnav.evaluate.scenario import resolve_device
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    where = resolve_device(device)
+    return score_model(folder, where, quick=quick, pairs=pairs, scores=scores, say=say)
 
 
 def _write_report(folder: Path) -> None:

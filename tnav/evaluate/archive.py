@@ -206,6 +206,8 @@ def _frame_arrays(log: RunLog) -> Arrays:
         "frame_true_position_L": np.stack([f.true_pose.position_L[0].cpu() for f in frames]),
         "frame_true_R_L_C": np.stack([f.true_pose.R_L_C[0].cpu() for f in frames]),
         "frame_status": np.array([fix.status.value for fix in fixes]),
+        "frame_learned": np.array([bool(m.learned[0]) for m in matches]),
+        "frame_out_of_contract": np.array(["\n".join(p.out_of_contract) for p in places]),
         "frame_renders": np.array([p.renders for p in places]),
         "frame_n_matches": np.array([fix.n_matches for fix in fixes]),
         "frame_n_inliers": np.array([fix.n_inliers for fix in fixes]),

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float64
-from torch import Tensor
 
 from tnav.errors import ConfigError
 from tnav.estimate.pnp import solve_pose
@@ -21,12 +19,10 @@ from tnav.evaluate.metrics import score
 from tnav.evaluate.relief_statistics import measure_relief
 from tnav.evaluate.run import run
 from tnav.evaluate.scenario import load_scenario
-from tnav.evaluate.world import R_B_C, World, build_world, navigation_of, observe
+from tnav.evaluate.world import R_B_C, World, build_world
 from tnav.geometry.camera import Camera
 from tnav.geometry.pose import Pose, so3_exp
-from tnav.match.matcher import match
-from tnav.records import FIX_STATUSES, FixStatus, Frame, MapErrorModel, Matches
-from tnav.render.renderer import render
+from tnav.records import FIX_STATUSES, FixStatus, MapErrorModel, Matches
 from tnav.terrain.raycast import cast, occluded
 
 Say = Callable[[str], None]
@@ -38,7 +34,7 @@ _REPEATS = 5
 
 
 def measure(name: str, device: torch.device, seeds: int, say: Say) -> list[Row]:
-    """Run one benchmark.
+    """Run one benchmark; that of the matcher, which has options of its own, is `bench_match`.
 
     Raises:
         ConfigError: no benchmark of that name.
@@ -48,8 +44,6 @@ def measure(name: str, device: torch.device, seeds: int, say: Say) -> list[Row]:
             return measure_demo(device, seeds, say)
         case "render":
             return [*measure_render(device, say), *measure_nested(device, say)]
-        case "match":
-            return measure_match(device, say)
         case "pose":
             return measure_pose(device, say)
         case "fix":
@@ -110,41 +104,6 @@ def measure_nested(device: torch.device, say: Say) -> list[Row]:
     return rows
 
 
-def measure_match(device: torch.device, say: Say) -> list[Row]:
-    """One round of matches against the truth, from a prior 100 m off at 10 km (1 % of height).
-
-    The error is the matcher's own: where the ground under a map point truly lies in the image.
-    """
-    world = build_world(load_scenario("resilience"), device)
-    nav = navigation_of(world.scenario, world.terrain_map)
-    rows = []
-    for height_m in (10e3, 5e3, 2e3, 1e3):
-        say(f"{height_m:.0f} m")
-        pose = _pose_over_site(world, height_m, 0.0)
-        image = observe(world, pose, seed=1)
-        gsd_m = world.camera.ground_sample_distance_m(height_m)
-        offset_L = torch.tensor([[60.0, -80.0, 0.0]], dtype=torch.float64).to(device)
-        prior = Pose(pose.R_L_C, pose.position_L + offset_L * height_m / 10e3)
-        level = nav.terrain_map.level_for(gsd_m, posts_per_pixel=1 / nav.map_coarser)
-        view = render(nav.terrain_map, nav.camera, prior, nav.sun_L, first_level=level)
-        radius_px = 4 * 100.0 * height_m / 10e3 / gsd_m
-        found = match(view, image, search_radius_px=radius_px)
-        point_C = (_ground_of(world, found.point_L[0]) - pose.position_L) @ pose.R_L_C
-        error_px = (world.camera.project(point_C) - found.uv_px).norm(dim=-1)[found.valid]
-        n, device_name = int(error_px.numel()), str(device)
-        name = f"{height_m:.0f} m, map {nav.terrain_map.levels[level].post_m / gsd_m:.1f} x coarser"
-        within = round(100 * float((error_px < 3).double().mean()), 2)
-        median = round(float(error_px.median()), 3)
-        rows.append(Row(f"{name}: within 3 px", within, "%", ">= 99", within >= 99, n, device_name))
-        rows.append(Row(f"{name}: median error", median, "px", None, None, n, device_name))
-
-        def again(v: Frame = view, i: torch.Tensor = image, r: float = radius_px) -> None:
-            match(v, i, search_radius_px=r)
-
-        rows.append(_time_row(f"{name}: match", again, device))
-    return rows
-
-
 def measure_fix(device: torch.device, say: Say) -> list[Row]:
     """Whether a fix misses by as much as its covariance says, over maps, heights and attitudes."""
     world = build_world(load_scenario("resilience"), device)
@@ -185,15 +144,6 @@ def measure_pose(device: torch.device, say: Say) -> list[Row]:
     return [*rows, batch]
 
 
-def _ground_of(world: World, point_L: Float64[Tensor, "n 3"]) -> Float64[Tensor, "1 n 3"]:
-    """The ground that the map shows at its points: the map's shift and height error taken off."""
-    ground, shown = world.truth.levels[0], world.terrain_map.levels[0]
-    shift = [shown.west_m - ground.west_m, shown.south_m - ground.south_m]
-    xy = point_L[:, :2] - torch.tensor(shift, dtype=torch.float64).to(point_L.device)
-    z, _ = world.truth.height_L(xy)
-    return torch.cat([xy, z[:, None]], -1)[None]
-
-
 def _pose_over_site(world: World, height_m: float, tilt_deg: float) -> Pose:
     """Camera that looks at the site from a distance along a ray tilted towards the north."""
     tilt = torch.tensor([math.radians(tilt_deg), 0.0, 0.0], dtype=torch.float64)
@@ -227,7 +177,9 @@ def _pose_problems(
     seen[:, :outliers] = uniform(runs, outliers, 2) * size
     covariance = noise_px**2 * torch.eye(2, dtype=torch.float64).expand(runs, n, 2, 2)
     valid = torch.ones(runs, n, dtype=torch.bool)
-    matches = Matches(uv, seen, covariance, torch.ones(runs, n), point_L, valid)
+    matches = Matches(
+        uv, seen, covariance, torch.ones(runs, n), point_L, valid, valid[:, 0] & False
+    )
     attitude = so3_exp(math.radians(0.01) * normal(runs, 3)) @ R_true
     return matches, position_L, Pose(attitude, position_L + 200 * normal(runs, 3))
 
@@ -240,6 +192,7 @@ def _matches_to(matches: Matches, device: torch.device) -> Matches:
         matches.score.to(device),
         matches.point_L.to(device),
         matches.valid.to(device),
+        matches.learned.to(device),
     )
 
 

@@ -97,6 +97,8 @@ def describe(found: Localisation) -> dict[str, object]:
         "n_inliers": fix.n_inliers,
         "rms_px": fix.rms_px,
         "views_rendered": found.renders,
+        "learned_features": bool(found.matches.learned[0]),
+        "out_of_contract": list(found.out_of_contract),
         "position_L": None if fix.position_L is None else fix.position_L.tolist(),
         "R_L_C": None if fix.R_L_C is None else fix.R_L_C.tolist(),
         "covariance": None if fix.covariance is None else fix.covariance.tolist(),

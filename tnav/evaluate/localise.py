@@ -16,7 +16,9 @@ from tnav.estimate.pnp import fixes_on_host, solve_pose
 from tnav.geometry.camera import Camera
 from tnav.geometry.moon import altitude_m, up_L
 from tnav.geometry.pose import Pose, so3_log
+from tnav.match.channels import Channel
 from tnav.match.matcher import match
+from tnav.match.weights import LearnedModel, warn_once
 from tnav.records import (
     AltitudeEstimate,
     FixStatus,
@@ -53,6 +55,7 @@ class Navigation:
     sun_L: Float64[Tensor, "3"]
     boresight_C: Float64[Tensor, "3"]  # of the altimeter
     solver_seed: int
+    model: LearnedModel | None = None  # of the matcher; features made by hand alone without it
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class Localisation:
     matches: Matches
     map_view: Frame
     renders: int
+    out_of_contract: tuple[str, ...]  # what of the image the network was not trained for
     ground_sample_distance_m: float  # at the prediction
 
 
@@ -92,13 +96,20 @@ def localise(
     agl_m = _agl_over_map(nav.terrain_map, pose)
     gsd_m = nav.camera.ground_sample_distance_m(agl_m)
     radius_px = _search_radius_px(prediction, nav.camera, agl_m)
+    network = nav.model.network if nav.model is not None else None
+    channel: Channel | None = None
+    unusual = _out_of_contract(prediction, nav, agl_m, gsd_m)
     for renders in range(1, _MAX_RENDERS + 1):
         level = nav.terrain_map.level_for(
             nav.camera.ground_sample_distance_m(_agl_over_map(nav.terrain_map, pose)),
             posts_per_pixel=1 / nav.map_coarser,
         )
         view = render(nav.terrain_map, nav.camera, pose, nav.sun_L, first_level=level)
-        matches = match(view, image, search_radius_px=radius_px)
+        matches = match(
+            view, image, search_radius_px=radius_px, network=network, fine_channel=channel
+        )
+        # What was better from afar is better near by, and the other need not be tried again.
+        channel = Channel.LEARNED if bool(matches.learned[0]) else Channel.SIGNED_GRADIENT
         solution = solve_pose(
             matches,
             nav.camera,
@@ -109,7 +120,7 @@ def localise(
         )
         fix = fixes_on_host(solution, matches, [prediction.t_s])[0]
         if fix.status is not FixStatus.OK:
-            return Localisation(fix, None, solution, matches, view, renders, gsd_m)
+            return Localisation(fix, None, solution, matches, view, renders, unusual, gsd_m)
         moved_px = _moved_px(pose, solution.pose, nav.camera, agl_m)
         moved_sigmas = _moved_sigmas(pose, solution)
         pose, radius_px = solution.pose, _REFINE_RADIUS_PX
@@ -117,7 +128,7 @@ def localise(
             break
     if moved_px > _UNSETTLED_PX and moved_sigmas > _UNSETTLED_SIGMAS:
         fix = _refused(fix, FixStatus.NOT_SETTLED)
-        return Localisation(fix, None, solution, matches, view, renders, gsd_m)
+        return Localisation(fix, None, solution, matches, view, renders, unusual, gsd_m)
     altitude = estimate_altitude(
         solution,
         nav.terrain_map,
@@ -125,7 +136,27 @@ def localise(
         map_error=nav.map_error,
         first_level=level,
     )
-    return Localisation(fix, altitude, solution, matches, view, renders, gsd_m)
+    return Localisation(fix, altitude, solution, matches, view, renders, unusual, gsd_m)
+
+
+def _out_of_contract(
+    prediction: Prediction, nav: Navigation, agl_m: float, gsd_m: float
+) -> tuple[str, ...]:
+    """Warns once a process, and says for every image, what the network was not trained for."""
+    if nav.model is None:
+        return ()
+    position_L = prediction.pose.position_L
+    axis_L, up = prediction.pose.R_L_C[0, :, 2], up_L(position_L)[0]
+    level = nav.terrain_map.level_for(gsd_m, posts_per_pixel=1 / nav.map_coarser)
+    return warn_once(
+        nav.model.contract,
+        ground_sample_distance_m=gsd_m,
+        sun_elevation_deg=math.degrees(math.asin(float((nav.sun_L * up).sum()))),
+        agl_m=agl_m,
+        tilt_deg=math.degrees(math.acos(min(1.0, max(-1.0, float(-(axis_L * up).sum()))))),
+        map_coarser=nav.terrain_map.levels[level].post_m / gsd_m,
+        image_side_px=min(nav.camera.width_px, nav.camera.height_px),
+    )
 
 
 def _agl_over_map(terrain_map: Terrain, pose: Pose) -> float:

@@ -194,6 +194,8 @@ def _frame(run: Arrays, i: int) -> FrameRecord:
         true_agl_m=float(run["frame_true_agl_m"][i]),
         status=str(run["frame_status"][i]),
         renders=int(run["frame_renders"][i]),
+        learned=bool(run["frame_learned"][i]),
+        out_of_contract=str(run["frame_out_of_contract"][i]).splitlines(),
         n_matches=int(run["frame_n_matches"][i]),
         n_inliers=int(run["frame_n_inliers"][i]),
         rms_px=_optional(run["frame_rms_px"][i]),

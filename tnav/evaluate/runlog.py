@@ -79,6 +79,8 @@ class FrameRecord(_Record):
     true_agl_m: float
     status: str
     renders: int  # map views that were rendered and matched
+    learned: bool  # matched by a network's features, not by gradients
+    out_of_contract: list[str]  # what of the image the network was not trained for
     n_matches: int
     n_inliers: int
     rms_px: float | None

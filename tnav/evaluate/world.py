@@ -14,6 +14,7 @@ from tnav.geometry.camera import Camera
 from tnav.geometry.moon import up_L
 from tnav.geometry.pose import Pose
 from tnav.geometry.sun import SunPosition, sun_at
+from tnav.match.weights import default_model
 from tnav.records import Frame
 from tnav.render.detector import expose
 from tnav.render.renderer import render
@@ -98,6 +99,7 @@ def navigation_of(scenario: Scenario, terrain_map: Terrain) -> Navigation:
         sun_L=sun_at(scenario.site.frame, scenario.epoch_utc).sun_L.to(device),
         boresight_C=(R_B_C.T @ boresight_B).to(device),
         solver_seed=scenario.seeds.solver,
+        model=default_model(device),
     )
 
 

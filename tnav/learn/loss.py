@@ -167,7 +167,7 @@ def _templates(
 def _stated(
     view: DenseFeatures, image: DenseFeatures, cell: Tensor, uv_px: Tensor
 ) -> Float[Tensor, "b n"]:
-    """Logarithm of a match's sigma: the mean of the variances that both images state over the template."""
+    """Logarithm of sigma: the mean of the variances that both images state over the template."""
     spread = [
         avg_pool2d(f.log_sigma, _PATCH_CELLS, 1, _PATCH_CELLS // 2, count_include_pad=False)
         for f in (view, image)

@@ -42,7 +42,7 @@ class Channel(StrEnum):
     SIGNED_GRADIENT = "signed_gradient"  # d/du and d/dv over the local rms gradient
     LOCAL_CONTRAST = "local_contrast"  # 1 channel: deviation from the local mean over the spread
     CFOG = "cfog"  # unsigned oriented gradients, blind to contrast reversal
-    INTENSITY = "intensity"  # 1 channel: deviation of brightness from its mean: the plain correlation of old
+    INTENSITY = "intensity"  # 1 channel: deviation of brightness from its mean, as of old
     LEARNED = "learned"  # features of a network at half resolution, see tnav.match.network
 
 

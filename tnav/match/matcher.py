@@ -266,8 +266,9 @@ def _learned(task: _Task, start_px: Tensor) -> tuple[Matches, Float32[Tensor, "b
     valid = valid & returned & (back_cells * STRIDE <= config.max_return_px)
     uv_map_px, point_L, _ = ground_of(task.map_view, cell, STRIDE)
     matches = _matches(
-        task, uv_map_px, place.double() * STRIDE, covariance_px2, there.score, point_L, valid
-    )
+        task, uv_map_px, place.double() * STRIDE, covariance_px2, there.score, point_L, valid,
+        learned=True,
+    )  # fmt: skip
     return matches, _smoothed(task, start_px, shift, there, config.min_learned_score)
 
 
@@ -282,7 +283,9 @@ def _fine(task: _Task, start_px: Tensor, channel: Channel) -> Matches:
     valid = valid & returned & (back_px <= config.max_return_px)
     uv_map_px, point_L, _ = ground_of(task.map_view, cell, 1)
     place = seen.flip(-1).double() + 0.5 + there.offset_px.double()
-    return _matches(task, uv_map_px, place, there.covariance_px2, there.score, point_L, valid)
+    return _matches(
+        task, uv_map_px, place, there.covariance_px2, there.score, point_L, valid, learned=False
+    )
 
 
 def _matches(
@@ -293,6 +296,8 @@ def _matches(
     score: Tensor,
     point_L: Tensor,
     valid: Tensor,
+    *,
+    learned: bool,
 ) -> Matches:
     """Places on the image that is laid over the view, told in the camera's own pixels."""
     uv_px = task.affine.of(place_px)
@@ -307,6 +312,7 @@ def _matches(
         score=score,
         point_L=point_L,
         valid=valid & inside.all(-1),
+        learned=torch.full_like(valid[:, 0], learned),
     )
 
 

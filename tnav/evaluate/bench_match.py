@@ -1,0 +1,279 @@
+"""`tnav bench match`: every method at hand on the same pairs of views and images.
+
+One round of matches from the prior, then the pose from them, is what a row scores. The shipped
+matcher is scored a second time on a view that is rendered again at the pose it found.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from tnav.errors import ConfigError
+from tnav.estimate.pnp import solve_pose
+from tnav.evaluate.bench_lost_in_space import measure_lost_in_space
+from tnav.evaluate.limits import Row
+from tnav.evaluate.match_cases import CASES, CaseScenes, MatchCase, named_cases
+from tnav.evaluate.match_methods import PLAIN, QUICK, TNAV, Method, methods_at_hand
+from tnav.evaluate.match_scores import (
+    PairScore,
+    append_score,
+    grid_of,
+    match_errors_px,
+    pose_grid_error_px,
+    read_scores,
+)
+from tnav.evaluate.match_table import case_rows, first_rows, wrong_rows
+from tnav.geometry.pose import Pose
+from tnav.images import opencv_threads
+from tnav.learn.scenes import Scene
+from tnav.match.keypoints import describe_gradients, describe_with
+from tnav.match.weights import default_model
+from tnav.records import FIX_STATUSES, FixStatus, Matches
+from tnav.render.renderer import render
+
+Say = Callable[[str], None]
+AGAIN = f"{TNAV}, view rendered again"
+TIME_ROW, LOST_ROW = "time", "lost-in-space"
+_PAIRS, _QUICK_PAIRS = 200, 6
+_QUICK_SECONDS = 280.0  # no pair is begun that would end after this, were it as slow as the last
+_GRID_PER_SIDE = 16
+_AGAIN_RADIUS_PX = 8.0  # what a pose that is right leaves, with room: no coarse search
+_REPEATS, _QUICK_REPEATS = 9, 3
+
+
+def measure_match(
+    device: torch.device,
+    *,
+    quick: bool,
+    pairs: int | None,
+    methods: Sequence[str] | None,
+    say: Say,
+    rows: Sequence[str] | None = None,
+    out: Path | None = None,
+) -> list[Row]:
+    """Compare matchers on test regions.
+
+    Args:
+        device: where scenes are rendered and matched.
+        quick: few pairs, few methods, two regions, at most five minutes on two cores.
+        pairs: of each row; 200, or 6 for a quick look, when absent.
+        methods: by name; all that are at hand when absent.
+        say: takes progress and what is left out.
+        rows: of the table by slug, ``time`` and ``lost-in-space``; all when absent, without the
+            last one for a quick look.
+        out: folder of one file a row with all scores. What is there already is not measured again,
+            so that a long run may be cut into slices and several may run side by side on different
+            rows. The digest in it holds recipe and weights, not the code: after a change of code
+            take another folder.
+
+    Raises:
+        ConfigError: an unknown method or row, or damaged weights.
+        RunFileError: a file of scores that cannot be read.
+    """
+    began = time.perf_counter()
+    timed = rows is None or TIME_ROW in rows
+    lost = not quick if rows is None else LOST_ROW in rows
+    cases = named_cases(rows, apart=(TIME_ROW, LOST_ROW))
+    at_hand = methods_at_hand(QUICK if quick and methods is None else methods, device, say)
+    if not at_hand:
+        raise ConfigError("no method at hand; expected one of those that need no weights")
+    count = (_QUICK_PAIRS if quick else _PAIRS) if pairs is None else pairs
+    scenes = CaseScenes(device, quick=quick)
+    found: list[Row] = []
+    if timed:
+        say("clock: one thread")
+        found += _time_rows(scenes, quick)
+    keeper = _Keeper(out, cases)
+    last_s = 0.0
+    for index in range(count if cases else 0):
+        start_s = time.perf_counter() - began
+        if quick and start_s + last_s > _QUICK_SECONDS:
+            say(f"{index} of {count} pairs a row: the time of a quick look is over")
+            break
+        say(f"pair {index + 1} of {count}, {start_s:.0f} s")
+        for case in cases:
+            _measure_pair(scenes, case, index, at_hand, keeper)
+        last_s = time.perf_counter() - began - start_s
+    scores, where = keeper.of_methods(at_hand), str(device)
+    if lost:
+        found += _lost_rows(device, count, say)
+    for case in cases:
+        found += case_rows(case, [s for s in scores if s.case == case.slug], where)
+    return [*found, *wrong_rows(scores, where), *first_rows(cases, scores, where)]
+
+
+def score_matches(
+    scene: Scene, case: MatchCase, matches: Matches
+) -> tuple[str, Pose, float | None, tuple[float, ...]]:
+    """Solve for the pose and hold it, and the matches, against the truth.
+
+    Returns:
+        Status, pose (to be read only where the status is OK), error on the grid, errors of matches.
+        Where the image does not show the view's ground there is nothing to hold against.
+    """
+    solution = solve_pose(
+        matches,
+        scene.camera,
+        scene.predicted_pose,
+        attitude_sigma_rad=case.attitude_sigma_rad,
+        map_error=scene.map_error,
+        seed=0,
+    )
+    status = FIX_STATUSES[int(solution.status_code)]
+    if not case.answerable:
+        return status.value, solution.pose, None, ()
+    true_uv_px, _ = scene.true_uv_px(matches.point_L[0])
+    errors = match_errors_px(matches.uv_px[0], true_uv_px, matches.valid[0])
+    if status is not FixStatus.OK:
+        return status.value, solution.pose, None, errors
+    point_L = scene.map_view.xyz_L[0][grid_of(scene.map_view.hit[0], _GRID_PER_SIDE)]
+    grid_uv_px, _ = scene.true_uv_px(point_L)
+    size = grid_uv_px.new_tensor([scene.camera.width_px, scene.camera.height_px])
+    inside = ((grid_uv_px >= 0) & (grid_uv_px < size)).all(-1)
+    grid_px = pose_grid_error_px(solution.pose, scene.camera, point_L[inside], grid_uv_px[inside])
+    return status.value, solution.pose, grid_px, errors
+
+
+class _Keeper:
+    """Scores of this run and of earlier ones, in memory and, where asked for, in files."""
+
+    def __init__(self, out: Path | None, cases: Sequence[MatchCase]) -> None:
+        self._out = out
+        self._held: dict[tuple[str, int, str, str], PairScore] = {}
+        for case in cases if out is not None else ():
+            for score in read_scores(self._path(case.slug)):
+                self._held[score.case, score.index, score.method, score.key] = score
+        self._current: set[tuple[str, int, str, str]] = set()
+
+    def recall(self, case: str, index: int, method: str, key: str) -> bool:
+        """Whether it was measured; it then counts for the table."""
+        known = (case, index, method, key) in self._held
+        if known:
+            self._current.add((case, index, method, key))
+        return known
+
+    def add(self, score: PairScore) -> None:
+        """Keep a new score."""
+        name = (score.case, score.index, score.method, score.key)
+        self._held[name] = score
+        self._current.add(name)
+        if self._out is not None:
+            append_score(self._path(score.case), score)
+
+    def of_methods(self, methods: Sequence[Method]) -> list[PairScore]:
+        """What counts for the table, in the order of the methods."""
+        names = [name for method in methods for name in _scored_as(method)]
+        chosen = [self._held[name] for name in self._current]
+        return sorted(chosen, key=lambda s: (names.index(s.method), s.case, s.index))
+
+    def _path(self, slug: str) -> Path:
+        assert self._out is not None
+        return self._out / f"{slug}.jsonl"
+
+
+def _scored_as(method: Method) -> tuple[str, ...]:
+    return (method.name, AGAIN) if method.name == TNAV else (method.name,)
+
+
+def _measure_pair(
+    scenes: CaseScenes, case: MatchCase, index: int, methods: Sequence[Method], keeper: _Keeper
+) -> None:
+    """All methods on one pair, save what was measured before."""
+    digest = case.digest(index, scenes.regions)
+    keys = {method.name: f"{digest}/{method.identity}" for method in methods}
+    due = [
+        method
+        for method in methods
+        if not all(
+            keeper.recall(case.slug, index, name, keys[method.name])
+            for name in _names(method, case)
+        )
+    ]
+    if not due:
+        return
+    scene = scenes.scene(case, index)
+    blank = PairScore(case.slug, index, "", "", scenes.kind(scene), "", None, (), 0.0)
+    for method in due:
+        began = time.perf_counter()
+        matches = method.match(scene.map_view, scene.image, case.search_radius_px)
+        seconds = round(time.perf_counter() - began, 4)
+        status, pose, grid_px, errors = score_matches(scene, case, matches)
+        score = replace(
+            blank, method=method.name, key=keys[method.name], status=status, grid_px=grid_px,
+            error_px=errors, seconds=seconds,
+        )  # fmt: skip
+        keeper.add(score)
+        if AGAIN in _names(method, case):
+            keeper.add(_again(scene, case, method, score, pose))
+
+
+def _names(method: Method, case: MatchCase) -> tuple[str, ...]:
+    """What a method is scored as on a row."""
+    return _scored_as(method) if case.answerable else (method.name,)
+
+
+def _again(
+    scene: Scene, case: MatchCase, method: Method, first: PairScore, pose: Pose
+) -> PairScore:
+    """The same, on the map as it looks from the pose that was found, if one was."""
+    if not first.answered:
+        return replace(first, method=AGAIN, error_px=())
+    began = time.perf_counter()
+    view = render(scene.terrain_map, scene.camera, pose, scene.view_sun_L, first_level=scene.level)
+    matches = method.match(view, scene.image, _AGAIN_RADIUS_PX)
+    seconds = round(time.perf_counter() - began, 4)
+    nearer = replace(scene, map_view=view)
+    status, _, grid_px, errors = score_matches(nearer, case, matches)
+    return replace(
+        first, method=AGAIN, status=status, grid_px=grid_px, error_px=errors, seconds=seconds
+    )
+
+
+def _lost_rows(device: torch.device, pairs: int, say: Say) -> list[Row]:
+    """Without a prior position: by the shipped network, or by gradients where there is none."""
+    model = default_model(device)
+    describe = describe_gradients if model is None else describe_with(model.network)
+    rows = measure_lost_in_space(describe, device, pairs, say)
+    return [replace(row, name=f"lost in space: {row.name}") for row in rows]
+
+
+def _time_rows(scenes: CaseScenes, quick: bool) -> list[Row]:
+    """Ours against SIFT on one thread of the CPU, turn by turn in the same run, medians."""
+    cpu = torch.device("cpu")
+    names = (TNAV, PLAIN, "sift")
+    case, repeats = CASES[0], _QUICK_REPEATS if quick else _REPEATS
+    scene = scenes.scene(case, 0)
+    view = replace(
+        scene.map_view,
+        **{
+            name: getattr(scene.map_view, name).to(cpu)
+            for name in ("image", "range_m", "xyz_L", "hit", "lit")
+        },
+    )
+    image, methods = scene.image.to(cpu), methods_at_hand(names, cpu, lambda _: None)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with opencv_threads(1):
+            for turn in range(repeats + 1):
+                for method in methods:
+                    began = time.perf_counter()
+                    method.match(view, image, case.search_radius_px)
+                    if turn > 0:  # the first one allocates
+                        seconds[method.name].append(time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    rows = [
+        Row(f"time of a pair, one thread: {name}", round(median[name], 3), "s", None, None, repeats,
+            "cpu")
+        for name in names
+    ]  # fmt: skip
+    ratio = round(median[TNAV] / median["sift"], 3)
+    name = f"time of a pair, one thread: {TNAV} over sift"
+    return [*rows, Row(name, ratio, "", "<= 1", ratio <= 1, repeats, "cpu")]
