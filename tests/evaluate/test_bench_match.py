@@ -312,7 +312,7 @@ def test_the_clock_compares_with_sift_in_the_same_run(
         CPU, quick=True, pairs=1, methods=["sift"], say=lambda _: None, rows=["time"]
     )
     assert torch.get_num_threads() == threads
-    value = {row.name.removeprefix("time of a pair, one thread: "): row for row in rows}
+    value = {row.name.removeprefix("CPU time of a pair, one thread: "): row for row in rows}
     assert set(value) == {"tnav", "tnav without weights", "sift", "tnav over sift"}
     ratio = value["tnav over sift"]
     assert float(str(ratio.value)) == pytest.approx(

@@ -132,12 +132,14 @@ def test_a_photograph_is_exposed_and_bent() -> None:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights under the published names and key names."""
+    """Random weights under the published names and key names, with what those hold and lack."""
     folder = tmp_path_factory.mktemp("weights")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         torch.save({"extractor": DISK().state_dict()}, folder / "depth-save.pth")
-        torch.save(ALIKED("aliked-n16").state_dict(), folder / "aliked-n16.pth")
+        aliked = ALIKED("aliked-n16").state_dict()
+        aliked.pop("dkd.hw_grid")
+        torch.save(aliked, folder / "aliked-n16.pth")
         torch.save(XFeat().net.state_dict(), folder / "xfeat.pt")
         loftr = {f"matcher.{k}": v for k, v in LoFTR(None).state_dict().items()}
         torch.save({"state_dict": loftr}, folder / "loftr_outdoor.ckpt")
@@ -149,6 +151,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
             settings = {k: v for k, v in LightGlue.features[name].items() if k != "weights"}
             state = LightGlue(None, **settings).state_dict()
             state.pop("confidence_thresholds")
+            state["log_assignment.0.r"] = torch.zeros(1)
             old = r"transformers\.(\d+)\.(self_attn|cross_attn)\."
             state = {prefix + re.sub(old, r"\2.\1.", k): v for k, v in state.items()}
             torch.save(state, folder / file)
@@ -217,6 +220,12 @@ def test_damaged_and_foreign_weights_are_refused(tmp_path: Path, weights: Path) 
     (tmp_path / "xfeat.pt").write_bytes((weights / "aliked-n16.pth").read_bytes())
     with pytest.raises(ConfigError, match="weights of another network"):
         load_finder("xfeat", tmp_path, CPU)
+    for lost in ("block1.0.layer.0.weight", "block1.0.layer.1.running_var"):
+        state = XFeat().net.state_dict()
+        state.pop(lost)
+        torch.save(state, tmp_path / "xfeat.pt")
+        with pytest.raises(ConfigError, match=f"1 are missing, the first of them {lost}"):
+            load_finder("xfeat", tmp_path, CPU)
     with pytest.raises(ConfigError, match="baseline 'orb': expected one of disk"):
         load_finder("orb", tmp_path, CPU)
 

@@ -262,18 +262,17 @@ def _time_rows(scenes: CaseScenes, quick: bool) -> list[Row]:
         with opencv_threads(1):
             for turn in range(repeats + 1):
                 for method in methods:
-                    began = time.perf_counter()
+                    began = time.process_time()
                     method.match(view, image, case.search_radius_px)
                     if turn > 0:  # the first one allocates
-                        seconds[method.name].append(time.perf_counter() - began)
+                        seconds[method.name].append(time.process_time() - began)
     finally:
         torch.set_num_threads(threads)
     median = {name: statistics.median(values) for name, values in seconds.items()}
+    what = "CPU time of a pair, one thread"
     rows = [
-        Row(f"time of a pair, one thread: {name}", round(median[name], 3), "s", None, None, repeats,
-            "cpu")
+        Row(f"{what}: {name}", round(median[name], 3), "s", None, None, repeats, "cpu")
         for name in names
-    ]  # fmt: skip
-    ratio = round(median[TNAV] / median["sift"], 3)
-    name = f"time of a pair, one thread: {TNAV} over sift"
+    ]
+    ratio, name = round(median[TNAV] / median["sift"], 3), f"{what}: {TNAV} over sift"
     return [*rows, Row(name, ratio, "", "<= 1", ratio <= 1, repeats, "cpu")]

@@ -269,7 +269,7 @@ def _without(state: dict[str, Any], prefix: str) -> dict[str, Any]:
 def _filled(net: nn.Module, path: Path, state: dict[str, Any], device: torch.device) -> nn.Module:
     """A network with all that it learned.
 
-    Published files hold some of training's tensors besides, and lack some that follow from settings.
+    Published files hold some of training's tensors besides, and lack what follows from settings.
     """
     learned = {name for name, _ in net.named_parameters()}
     learned |= {name for name, _ in net.named_buffers() if ".running_" in name}
