@@ -10,7 +10,8 @@ def _frame(**changes):
     values = dict.fromkeys(FrameRecord.model_fields)
     values |= {
         "index": 0, "t_s": 1.0, "image": "a", "map_view": "b", "ground_sample_distance_m": 4.0,
-        "true_agl_m": 2000.0, "status": "ok", "renders": 2, "learned": False, "out_of_contract": [], "n_matches": 9, "n_inliers": 9,
+        "true_agl_m": 2000.0, "status": "ok", "renders": 2, "n_matches": 9, "n_inliers": 9,
+        "learned": False, "out_of_contract": [],
         "agl_error_m": 0.0, "horizontal_error_m": 0.0, "seconds": 1.0, "matches": [],
     }  # fmt: skip
     return FrameRecord(**(values | changes))

@@ -144,7 +144,9 @@ def infer(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="demo, render, match, pose, fix, relief or corridor")],
+    name: Annotated[
+        str, typer.Argument(help="demo, render, match, covariance, pose, fix, relief, corridor")
+    ],
     as_json: AsJson = False,
     device: Device = "auto",
     seeds: Annotated[int, typer.Option(min=1, help="draws (demo)")] = 3,

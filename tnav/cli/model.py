@@ -1,5 +1,6 @@
 """Commands on trained networks: `tnav model`."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,18 +77,25 @@ def pack(
 @model_app.command()
 def calibrate(
     name: Name,
-    a: Annotated[float, typer.Argument(help="of exp(a) curvature^b stated^c")],
-    b: Annotated[float, typer.Argument(help="power of the peak's variance")],
-    c: Annotated[float, typer.Argument(help="power of the variance that the network states")],
+    pairs: Annotated[int, typer.Option(min=1, help="of each case, on the validation regions")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
 ) -> None:
-    """Give a model the calibration of its matches' covariance; its figures are then due again."""
-    from tnav.evaluate.model_card import refresh_card
-    from tnav.learn.export import calibrate as put
-    from tnav.match.weights import model_folder, read_contract
+    """Fit how sure a model's matches are, and put it into its weights; figures are then due again.
 
-    folder = model_folder(name)
+    The size of a covariance is exp(a) curvature^b stated^c; a, b and c are printed.
+    """
+    from tnav.evaluate.match_covariance import fit_calibration
+    from tnav.evaluate.model_card import refresh_card
+    from tnav.evaluate.scenario import resolve_device
+    from tnav.learn.export import calibrate as put
+    from tnav.match.weights import load_model, model_folder, read_contract
+
+    folder, where = model_folder(name), resolve_device(device)
+    network = load_model(folder, where).network
+    a, b, c = fit_calibration(network, where, pairs, lambda text: print(text, file=sys.stderr))
     put(folder, (a, b, c))
     refresh_card(folder)
+    print(f"a {a:.4f}, b {b:.4f}, c {c:.4f}")
     print(f"{folder}: {read_contract(folder).weights}; measure it with 'tnav eval {folder}'")
 
 

@@ -15,6 +15,7 @@ from tnav.evaluate.bench_corridor import measure_corridor
 from tnav.evaluate.bench_render import measure_render
 from tnav.evaluate.calibration import measure_calibration
 from tnav.evaluate.limits import Row, rows_of
+from tnav.evaluate.match_covariance import measure_covariance
 from tnav.evaluate.metrics import score
 from tnav.evaluate.relief_statistics import measure_relief
 from tnav.evaluate.run import run
@@ -26,9 +27,10 @@ from tnav.records import FIX_STATUSES, FixStatus, MapErrorModel, Matches
 from tnav.terrain.raycast import cast, occluded
 
 Say = Callable[[str], None]
-NAMES = ("demo", "render", "match", "pose", "fix", "relief", "corridor")
+NAMES = ("demo", "render", "match", "covariance", "pose", "fix", "relief", "corridor")
 _FIX_HEIGHTS_M = (9000.0, 5000.0, 2500.0, 1200.0, 600.0)
 _FIX_MAPS = 12
+_COVARIANCE_PAIRS = 8
 RELIEF_SEED = 0
 _REPEATS = 5
 
@@ -44,6 +46,8 @@ def measure(name: str, device: torch.device, seeds: int, say: Say) -> list[Row]:
             return measure_demo(device, seeds, say)
         case "render":
             return [*measure_render(device, say), *measure_nested(device, say)]
+        case "covariance":
+            return measure_covariance(device, _COVARIANCE_PAIRS, say)
         case "pose":
             return measure_pose(device, say)
         case "fix":

@@ -19,11 +19,11 @@ from torch import Tensor
 from tnav.errors import ConfigError
 from tnav.geometry.pose import Pose, so3_exp
 from tnav.geometry.sun import direction_L
-from tnav.learn.regions import Modelled, load_splits
+from tnav.learn.regions import Modelled, Split, load_splits
 from tnav.learn.scenes import Scene, SceneMaker, SceneRecipe
 from tnav.render.renderer import render
 
-_SEED = 4
+SEED = 4
 # One mare and one highland: building ground takes longer than a quick look may.
 _QUICK_REGIONS = ("resilience", "democritus")
 _OTHER_PLACES = 10_000  # numbers of the scenes whose images another view is shown
@@ -108,7 +108,7 @@ class MatchCase:
         """What a pair of this row follows from; another digest is another pair."""
         recipe = _recipe(self, regions).model_dump_json()
         parts = (
-            recipe, _SEED, index, self.sun_azimuth_error_deg, self.coarser, self.roll_error_deg,
+            recipe, SEED, index, self.sun_azimuth_error_deg, self.coarser, self.roll_error_deg,
             self.scale_error, self.twist,
         )  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
@@ -166,10 +166,11 @@ class CaseScenes:
         regions: names of those that are drawn from.
     """
 
-    def __init__(self, device: torch.device, *, quick: bool) -> None:
+    def __init__(self, device: torch.device, *, quick: bool, split: Split = "test") -> None:
         """Choose the regions; nothing is built yet."""
         splits = load_splits()
-        self.regions = _QUICK_REGIONS if quick else tuple(r.name for r in splits.of("test"))
+        self._split = split
+        self.regions = _QUICK_REGIONS if quick else tuple(r.name for r in splits.of(split))
         self._kinds = {name: splits.named(name).kind for name in self.regions}
         self._device = device
         self._makers: dict[tuple[float, float], SceneMaker] = {}
@@ -208,7 +209,7 @@ class CaseScenes:
         key = case.sun_elevation_deg
         if key not in self._makers:
             recipe = _recipe(case, self.regions)
-            self._makers[key] = SceneMaker(recipe, "test", _SEED, self._device)
+            self._makers[key] = SceneMaker(recipe, self._split, SEED, self._device)
         return self._makers[key]
 
     def _base(self, case: MatchCase, index: int) -> Scene:
@@ -279,7 +280,7 @@ def blank_image(image: Float32[Tensor, "1 1 h w"], index: int) -> Float32[Tensor
 
 
 def _noise(image: Float32[Tensor, "1 1 h w"], index: int) -> Float32[Tensor, "1 1 h w"]:
-    generator = torch.Generator().manual_seed(_SEED + 1000 * index)
+    generator = torch.Generator().manual_seed(SEED + 1000 * index)
     return torch.randn(image.shape, generator=generator).to(image.device)
 
 

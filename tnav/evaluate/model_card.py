@@ -26,7 +26,7 @@ from tnav.evaluate.card_text import (
 )
 from tnav.evaluate.dataset import file_sha256
 from tnav.evaluate.limits import Row
-from tnav.evaluate.match_cases import _SEED as SEED
+from tnav.evaluate.match_cases import SEED
 from tnav.files import written_aside
 from tnav.learn.journal import read_rows
 from tnav.learn.recipe import TrainRecipe

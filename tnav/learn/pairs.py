@@ -4,6 +4,7 @@ Pairs have an index; step, rank and place in the batch give it, so that a run th
 any number of workers, sees the pairs that it would have seen.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -185,3 +186,5 @@ def batches(
 
 def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
+    # An interrupt is the trainer's: it still wants its batches, to end at a checkpoint.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
