@@ -35,7 +35,8 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/tnav bench render --device $(DEVICE)
-	$(BIN)/tnav bench match --device $(DEVICE)
+	$(BIN)/tnav bench match --quick --device $(DEVICE)
+	$(BIN)/tnav bench covariance --device $(DEVICE)
 	$(BIN)/tnav bench pose --device $(DEVICE)
 	$(BIN)/tnav bench fix --device $(DEVICE)
 	$(BIN)/tnav bench relief

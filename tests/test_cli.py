@@ -90,7 +90,9 @@ def test_other_bad_input(tmp_path, capsys, monkeypatch):
     _fails_in_one_line(capsys, ["demo", "--device", "cuda", "--out", tmp_path / "o"], "no CUDA")
     _fails_in_one_line(capsys, ["eval", tmp_path], "run.npz: missing")
     _fails_in_one_line(capsys, ["report", tmp_path], "run.json: missing")
-    _fails_in_one_line(capsys, ["bench", "speed"], "bench 'speed'", "demo, render, match, pose")
+    _fails_in_one_line(
+        capsys, ["bench", "speed"], "bench 'speed'", "demo, render, match, covariance"
+    )
     _fails_in_one_line(capsys, ["dem", "info", "mars"], "mars: no such DEM")
     render = ["render", "resilience", "--at", "1e6", "--out", tmp_path / "r"]
     _fails_in_one_line(capsys, render, "outside the flight")

@@ -131,7 +131,9 @@ def test_the_command_trains_says_what_it_learnt_and_refuses_in_one_line(tmp_path
         "--device",
         "cpu",
     ]
-    main([*main_argv, "--steps", "2"])
+    with pytest.raises(SystemExit) as done:
+        main([*main_argv, "--steps", "2"])
+    assert done.value.code == 0
     printed = capsys.readouterr()
     assert "small: 2 steps; validation: " in printed.out
     assert "step 2 of 2: loss " in printed.err

@@ -5,10 +5,17 @@ import simulated_device
 import torch
 from torch import Tensor
 
+from tnav.match import search
 from tnav.match.network import DESCRIPTOR_STRIDE, MULTIPLE_PX, STRIDE, FeatureNet, NetworkRecipe
 from tnav.match.search import on_any_size
 
 SMALL = NetworkRecipe(widths=(8, 8, 12, 16), blocks=(1, 1, 1, 1), pyramid=16, half=8, fine=4)
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No bfloat16, whatever the machine: results are compared to rounding."""
+    monkeypatch.setattr(search, "_has_bfloat16", lambda kind: False)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +81,15 @@ def test_any_size_is_padded_and_cropped(net: FeatureNet) -> None:
     assert fine.shape[-2:] == log_sigma.shape[-2:] == (50, 38)
     assert descriptor.shape[-2:] == (25, 19)
     torch.testing.assert_close(on_any_size(net, texture(96, 80))[0], net(texture(96, 80)).fine)
+
+
+def test_bfloat16_is_as_good(net: FeatureNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact, _ = on_any_size(net.templates, texture(64, 96))
+    monkeypatch.setattr(search, "_has_bfloat16", lambda kind: True)
+    fast, _ = on_any_size(net.templates, texture(64, 96))
+    assert fast.dtype == torch.float32
+    assert not torch.equal(fast, exact)
+    assert (fast - exact).std() < 0.02 * exact.std()
 
 
 def test_templates_alone_are_the_same(net: FeatureNet) -> None:

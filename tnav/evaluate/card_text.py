@@ -158,7 +158,11 @@ def training_table(
         ("weights", f"`{contract.weights}`, sha256 `{contract.sha256}`"),
         ("recipe", f"`recipe.yaml` ({recipe.name}), digest `{contract.recipe_digest}`"),
         ("steps", f"{trained.steps:,} of {recipe.steps:,}"),
-        ("rendered pairs", f"{trained.pairs:,} of {pairs.width_px} x {pairs.height_px} px"),
+        (
+            "rendered pairs",
+            f"{trained.pairs:,} of {pairs.width_px} x {pairs.height_px} px, each used "
+            f"{recipe.uses} times, mirrored and turned",
+        ),
         ("ended", trained.date or "not stated"),
     ]
     if validation:

@@ -108,8 +108,9 @@ def localise(
         matches = match(
             view, image, search_radius_px=radius_px, network=network, fine_channel=channel
         )
-        # What was better from afar is better near by, and the other need not be tried again.
-        channel = Channel.LEARNED if bool(matches.learned[0]) else Channel.SIGNED_GRADIENT
+        # The first view is off by the prior's error: features are chosen on the second one.
+        if renders > 1:
+            channel = Channel.LEARNED if bool(matches.learned[0]) else Channel.SIGNED_GRADIENT
         solution = solve_pose(
             matches,
             nav.camera,

@@ -169,7 +169,7 @@ class CaseScenes:
     def __init__(self, device: torch.device, *, quick: bool, split: Split = "test") -> None:
         """Choose the regions; nothing is built yet."""
         splits = load_splits()
-        self._split = split
+        self._split, self._seed = split, SEED + ("test", "validation", "train").index(split)
         self.regions = _QUICK_REGIONS if quick else tuple(r.name for r in splits.of(split))
         self._kinds = {name: splits.named(name).kind for name in self.regions}
         self._device = device
@@ -209,7 +209,7 @@ class CaseScenes:
         key = case.sun_elevation_deg
         if key not in self._makers:
             recipe = _recipe(case, self.regions)
-            self._makers[key] = SceneMaker(recipe, self._split, SEED, self._device)
+            self._makers[key] = SceneMaker(recipe, self._split, self._seed, self._device)
         return self._makers[key]
 
     def _base(self, case: MatchCase, index: int) -> Scene:

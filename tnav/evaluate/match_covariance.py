@@ -4,6 +4,7 @@ The calibration is fitted on regions that training did not see, and judged on ot
 """
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,11 +29,12 @@ from tnav.records import Matches
 Say = Callable[[str], None]
 _SLUGS = ("true-sun", "coarse-map", "sun-30", "sun-60", "sun-90", "sun-135", "sun-180", "low-sun")
 _TOLERANCE = 0.1  # of the mean normalised square over all matches
+_LEAST_MATCHES = 100
 _ANY_SIGMA = MatcherConfig(max_sigma_px=1e3)
 
 
 @dataclass(frozen=True, slots=True)
-class _Sample:
+class Sizes:
     """Right matches of learned features, before their covariance has a size."""
 
     square_px2: NDArray[np.float64]  # e^T S^-1 e of an error e, S the covariance over its size
@@ -64,12 +66,25 @@ def fit_calibration(
         for case in named_cases(_SLUGS):
             scene = scenes.scene(case, index)
             parts.append(_sample(scene, network, case.search_radius_px))
-    q, s, t = (
-        np.concatenate([getattr(p, f) for p in parts])
-        for f in ("square_px2", "curvature_px2", "stated_px2")
+    fields = (
+        np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Sizes)
     )
-    if len(q) < 100:
-        raise ConfigError(f"calibration: {len(q)} right matches, expected 100 or more; train first")
+    sizes = Sizes(*fields)
+    say(f"fitted on {len(sizes.square_px2)} matches")
+    return most_likely(sizes)
+
+
+def most_likely(sizes: Sizes) -> tuple[float, float, float]:
+    """(a, b, c) with the highest likelihood.
+
+    Raises:
+        ConfigError: hardly a match.
+    """
+    q, s, t = sizes.square_px2, sizes.curvature_px2, sizes.stated_px2
+    if len(q) < _LEAST_MATCHES:
+        raise ConfigError(
+            f"calibration: {len(q)} right matches, expected {_LEAST_MATCHES} or more; train first"
+        )
     design = np.stack([np.ones_like(s), np.log(s), np.log(t)], 1)
 
     def cost(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
@@ -78,7 +93,6 @@ def fit_calibration(
         return float(np.mean(half + log_size)), design.T @ (1 - half) / len(q)
 
     a, b, c = minimize(cost, [0.0, 0.5, 0.5], jac=True, method="BFGS").x
-    say(f"fitted on {len(q)} matches")
     return float(a), float(b), float(c)
 
 
@@ -94,31 +108,48 @@ def measure_covariance(device: torch.device, pairs: int, say: Say) -> list[Row]:
     network = None if model is None else model.network
     scenes = CaseScenes(device, quick=False)
     cases = named_cases(_SLUGS)
-    squares: dict[str, list[NDArray[np.float64]]] = {case.name: [] for case in cases}
+    found: dict[str, list[NDArray[np.float64]]] = {case.name: [] for case in cases}
+    left_out = total = 0
     for index in range(pairs):
         say(f"pair {index + 1} of {pairs}")
         for case in cases:
             scene = scenes.scene(case, index)
-            found = match(
+            matches = match(
                 scene.map_view, scene.image, search_radius_px=case.search_radius_px,
                 network=network,
             )  # fmt: skip
-            error_px, covariance_px2 = _right(scene, found)
-            squares[case.name].append(_squares(error_px, covariance_px2).numpy() / 2)
-    everything = np.concatenate([x for each in squares.values() for x in each])
-    low, high = 1 - _TOLERANCE, 1 + _TOLERANCE
-    mean = float(everything.mean()) if len(everything) else float("nan")
-    limit, good = f"in [{low:g}, {high:g}]", low <= mean <= high
-    name, where = "mean normalised square / 2", str(device)
-    rows = [Row(f"all: {name}", round(mean, 3), "", limit, good, len(everything), where)]
-    for case_name, each in squares.items():
-        own = np.concatenate(each)
-        value = round(float(own.mean()), 3) if len(own) else None
-        rows.append(Row(f"{case_name}: {name}", value, "", None, None, len(own), where))
-    return rows
+            error_px, covariance_px2 = _right(scene, matches)
+            found[case.name].append(_squares(error_px, covariance_px2).numpy() / 2)
+            total += int(matches.valid.sum())
+            left_out += int(matches.valid.sum()) - len(error_px)
+    rows = [_mean_row("all", [x for each in found.values() for x in each], device, limited=True)]
+    rows += [_mean_row(name, each, device, limited=False) for name, each in found.items()]
+    share = round(100 * left_out / max(total, 1), 3)
+    name = f"valid matches left out, {SOLVED_PX:g} px off or more"
+    return [*rows, Row(name, share, "%", None, None, total, str(device))]
 
 
-def _sample(scene: Scene, network: FeatureNet, radius_px: float) -> _Sample:
+def _mean_row(
+    name: str, scenes: list[NDArray[np.float64]], device: torch.device, *, limited: bool
+) -> Row:
+    """Mean over all matches. Those of one scene err together: the interval is that of scenes."""
+    each = [x for x in scenes if len(x)]
+    what = f"{name}: mean normalised square / 2"
+    if not each:
+        return Row(what, None, "", None, None, 0, str(device))
+    mean = float(np.concatenate(each).mean())
+    rng = np.random.default_rng(0)
+    draws = rng.integers(len(each), size=(1000, len(each)))
+    means = [np.concatenate([each[k] for k in draw]).mean() for draw in draws]
+    low, high = np.quantile(means, [0.025, 0.975])
+    unit = f"({low:.2f} to {high:.2f}, bootstrap over {len(each)} scenes)"
+    least, most = 1 - _TOLERANCE, 1 + _TOLERANCE
+    limit, good = (f"in [{least:g}, {most:g}]", least <= mean <= most) if limited else (None, None)
+    n = sum(len(x) for x in each)
+    return Row(what, round(mean, 3), unit, limit, good, n, str(device))
+
+
+def _sample(scene: Scene, network: FeatureNet, radius_px: float) -> Sizes:
     found = []
     for calibration in ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0)):
         net = copy.copy(network)  # its buffers are its own, its weights are shared
@@ -132,13 +163,13 @@ def _sample(scene: Scene, network: FeatureNet, radius_px: float) -> _Sample:
                 network=net,
                 config=_ANY_SIGMA,
                 fine_channel=Channel.LEARNED,
-            )  # fmt: skip
+            )
         )
     error_px, curvature = _right(scene, found[0])
     _, stated = _right(scene, found[1])
     size, stated_px2 = (torch.linalg.det(c).sqrt() for c in (curvature, stated))
     square_px2 = _squares(error_px, curvature) * size
-    return _Sample(square_px2.numpy(), size.numpy(), stated_px2.numpy())
+    return Sizes(square_px2.numpy(), size.numpy(), stated_px2.numpy())
 
 
 def _right(scene: Scene, found: Matches) -> tuple[Float64[Tensor, "n 2"], Float64[Tensor, "n 2 2"]]:

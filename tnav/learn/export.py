@@ -94,7 +94,9 @@ def pack(
     content, steps = _averaged_weights(run_folder, recipe, world, unfinished)
     ended = datetime.fromtimestamp((run_folder / LOG_FILE).stat().st_mtime, UTC)
     trained = Training(
-        steps=steps, pairs=steps * recipe.batch * world, date=ended.date().isoformat()
+        steps=steps,
+        pairs=math.ceil(steps / recipe.uses) * recipe.batch * world,
+        date=ended.date().isoformat(),
     )
     contract = _contract(name, recipe, content, trained)
     shutil.rmtree(part, ignore_errors=True)  # of a packing that was interrupted
@@ -135,16 +137,18 @@ def calibrate(folder: Path, calibration: tuple[float, float, float]) -> None:
     with safe_open(old, framework="pt") as file:
         about, names = file.metadata(), list(file.keys())
         tensors = {name: file.get_tensor(name) for name in names}
-    content = save(tensors | {"calibration": torch.tensor(calibration)}, about)
+    fitted = torch.tensor(calibration)
+    if torch.equal(tensors["calibration"], fitted):
+        return
+    content = save(tensors | {"calibration": fitted}, about)
     sha256 = hashlib.sha256(content).hexdigest()
     changed = contract.model_copy(update={"sha256": sha256, "weights": weights_name(sha256)})
     with written_aside(folder / changed.weights) as aside:
         aside.write_bytes(content)
     with written_aside(folder / CONTRACT_FILE) as aside:
         aside.write_bytes(_yaml(changed))
-    if sha256 != contract.sha256:
-        old.unlink()
-        (folder / METRICS_FILE).unlink(missing_ok=True)
+    old.unlink()
+    (folder / METRICS_FILE).unlink(missing_ok=True)
 
 
 def input_contract(pairs: SceneRecipe) -> InputContract:

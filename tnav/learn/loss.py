@@ -78,7 +78,10 @@ def draw_cells(
     """
     b, h, w = known.shape
     rows, columns = h // stride, w // stride
-    centre = known[:, stride // 2 :: stride, stride // 2 :: stride][:, :rows, :columns]
+    centre = torch.ones(b, rows, columns, dtype=torch.bool, device=known.device)
+    for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):  # the pixels that meet in the centre
+        first_row, first_column = stride // 2 + row, stride // 2 + column
+        centre &= known[:, first_row::stride, first_column::stride][:, :rows, :columns]
     inside = torch.zeros_like(centre)
     inside[:, margin : rows - margin, margin : columns - margin] = True
     usable = (centre & inside).flatten(1)
@@ -167,7 +170,7 @@ def _templates(
 def _stated(
     view: DenseFeatures, image: DenseFeatures, cell: Tensor, uv_px: Tensor
 ) -> Float[Tensor, "b n"]:
-    """Logarithm of sigma: the mean of the variances that both images state over the template."""
+    """Logarithm of sigma: the mean of both images' variances, geometric over the template."""
     spread = [
         avg_pool2d(f.log_sigma, _PATCH_CELLS, 1, _PATCH_CELLS // 2, count_include_pad=False)
         for f in (view, image)

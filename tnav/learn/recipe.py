@@ -16,6 +16,7 @@ from tnav.learn.regions import Split, load_splits
 from tnav.match.network import NetworkRecipe
 
 # What may differ when a run is taken up again: none of it changes a weight.
+_LEAST_SIDE_PX = 80  # 20 x 20 cells of descriptors hold the 320 places that a loss draws
 _FREE_ON_RESUME = frozenset({"workers", "checkpoint_steps", "checkpoint_minutes"})
 
 
@@ -83,6 +84,17 @@ class TrainRecipe(Recipe):
     checkpoint_steps: int = Field(default=500, ge=1)
     checkpoint_minutes: float = Field(default=5.0, gt=0)  # or sooner than that many steps
     bad_steps_max: int = Field(default=20, ge=0)  # in a row without a finite gradient
+
+    @model_validator(mode="after")
+    def _large_enough(self) -> "TrainRecipe":
+        """Places of descriptors and templates are drawn on cells of 4 and 2 px."""
+        side_px = min(self.pairs.width_px, self.pairs.height_px)
+        if side_px < _LEAST_SIDE_PX:
+            raise ValueError(
+                f"pairs: images of {side_px} px on their shorter side, expected at least "
+                f"{_LEAST_SIDE_PX}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _in_step_with_the_log(self) -> "TrainRecipe":

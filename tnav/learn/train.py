@@ -123,7 +123,8 @@ def train(
         kept_bytes, path = 0, out / CHECKPOINT_FILE
         if path.exists():
             kept_bytes = load_checkpoint(path, run.state, recipe, group.world)
-        group.wait()
+        # A process that sees another folder, or none, would train on from other weights.
+        group.assert_same(digest_of(run.state.net), run.state.step, device)
         if group.leads:
             run.journal = stack.enter_context(closing(Journal(out, kept_bytes, run.state.step)))
             _open(run)

@@ -1,5 +1,6 @@
 """Displacement fields from many uncertain patches: a start, an affine fit, neighbours' medians."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +24,10 @@ _BASE_CELLS = 16.0  # such a pair is at least this far apart
 _LINEAR_MOST = 0.25  # |a - 1|: a tenth of scale and 5 deg together are 0.13
 _AGREE_CELLS = 2.0  # relief and perspective bend a similarity by so much
 _AGREE_SCORE = 0.2
-# Peaks that agree. Of 100 random ones in a window of 61 x 61 cells 0.35 fall within 2 cells of a
-# given place: 8 that do so beside the two that made the proposal never happen by chance.
-_AGREE_LEAST = 10
+# Peaks that agree: so many, and so many times those that would by chance. Of 100 random peaks in a
+# window of 61 x 61 cells 0.3 lie within 2 cells of a given place, in one of 19 x 19 cells 3.5; the
+# best of 256 proposals finds a few more.
+_AGREE_LEAST, _AGREE_TIMES = 8, 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,11 @@ class Affine:
         h, w = image.shape[-2:]
         u = torch.arange(w, device=image.device) + 0.5
         v = torch.arange(h, device=image.device) + 0.5
-        size = torch.tensor([w, h], device=image.device)
         # Rows and columns apart: an affine grid is a sum of both.
         across = u[:, None] * self.matrix[:, None, :, 0]  # b w 2
         along = v[:, None] * self.matrix[:, None, :, 1] + self.offset[:, None]  # b h 2
-        grid = 2 * (across[:, None] + along[:, :, None]) / size - 1
+        place = across[:, None] + along[:, :, None]
+        grid = torch.stack([2 * place[..., 0] / w - 1, 2 * place[..., 1] / h - 1], -1)
         found = grid_sample(image, grid, "bicubic", "border", align_corners=False)
         return found.clamp_min(0.0)
 
@@ -91,7 +93,8 @@ def affine_field(
     k = surface.shape[-1]
     middle, length = at_px.mean(1, keepdim=True), at_px.std((1, 2))[:, None, None] + 1.0
     design = _design((at_px - middle) / length)
-    start, agreed = _consensus(find_peaks(surface, patch_px=patch_px), at_px / cell_px, design)
+    own = find_peaks(surface, patch_px=patch_px)
+    start, agreed = _consensus(own, at_px / cell_px, design, k * k)
     row, column = _vote(surface, spread)
     shift = torch.stack([column, row], -1) - k // 2  # b 2, cells
     voted = torch.cat([shift[:, None], torch.zeros_like(start[:, 1:])], 1)
@@ -137,9 +140,11 @@ def smoothed_field(
 
 
 def _consensus(
-    peaks: Peaks, at: Float32[Tensor, "b m 2"], design: Float32[Tensor, "b m 3"]
+    peaks: Peaks, at: Float32[Tensor, "b m 2"], design: Float32[Tensor, "b m 3"], cells: int
 ) -> tuple[Float32[Tensor, "b 3 2"], Bool[Tensor, " b"]]:
     """Coefficients of the similarity that most peaks agree on, and whether enough of them do.
+
+    ``cells`` is how many places each peak could have had.
 
     Two peaks fix a similarity: with places and displaced places as complex numbers, z -> a z + b
     (the minimal case of Umeyama 1991). Pairs are drawn once, by a seed of their own.
@@ -164,7 +169,9 @@ def _consensus(
     weighted = design * inlier[..., None]
     ridge = 1e-3 * torch.eye(3, device=at.device)
     field = torch.linalg.solve_ex(weighted.mT @ design + ridge, design.mT @ displaced)[0]
-    enough = (inlier.sum(-1) >= _AGREE_LEAST) & (support[rows, best] > 0)
+    by_chance = m * math.pi * _AGREE_CELLS**2 / cells
+    enough = inlier.sum(-1) >= _AGREE_LEAST + _AGREE_TIMES * by_chance
+    enough = enough & (support[rows, best] > 0)
     return field, enough
 
 

@@ -6,7 +6,7 @@ are descriptors and keypoints for a search without a prior.
 """
 
 import copy
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -32,11 +32,15 @@ _CONTRAST_CEILING = 4.0
 _LOG_SIGMA_START = 1.0
 
 
+_Width = Annotated[int, Field(ge=1, le=1024)]
+_Count = Annotated[int, Field(ge=0, le=16)]
+
+
 class NetworkRecipe(Recipe):
     """Widths of the network; the defaults have 0.77 M parameters."""
 
-    widths: tuple[int, int, int, int] = (24, 48, 64, 96)  # at 1/2, 1/4, 1/8, 1/16
-    blocks: tuple[int, int, int, int] = (1, 1, 2, 2)  # residual blocks at each
+    widths: tuple[_Width, _Width, _Width, _Width] = (24, 48, 64, 96)  # at 1/2, 1/4, 1/8, 1/16
+    blocks: tuple[_Count, _Count, _Count, _Count] = (1, 1, 2, 2)  # residual blocks at each
     pyramid: int = Field(default=64, ge=8, le=256)  # channels on the way up
     half: int = Field(default=32, ge=8, le=128)  # the same at 1/2
     fine: int = Field(default=16, ge=4, le=64)  # channels of the template features

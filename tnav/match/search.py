@@ -6,7 +6,9 @@ column), displacements (u, v).
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Bool, Float32, Float64, Int64
@@ -94,8 +96,8 @@ def on_any_size(
 ) -> tuple[Tensor, ...]:
     """Maps that a network makes of images of any size, float32.
 
-    Edges are repeated up to the network's multiple, and cropped again. On CUDA convolutions run in
-    bfloat16: features are compared over patches of hundreds of them.
+    Edges are repeated up to the network's multiple, and cropped again. Where the device has them in
+    hardware, convolutions run in bfloat16: features are compared over patches of hundreds of them.
 
     Args:
         extract: a ``FeatureNet``, or its ``templates``.
@@ -104,14 +106,24 @@ def on_any_size(
     h, w = image.shape[-2:]
     padded = pad(image, (0, -w % MULTIPLE_PX, 0, -h % MULTIPLE_PX), mode="replicate")
     padded = padded.contiguous(memory_format=torch.channels_last)
-    cuda = image.device.type == "cuda"
-    with torch.autocast("cuda" if cuda else "cpu", torch.bfloat16, enabled=cuda):
+    kind = image.device.type
+    with torch.autocast(kind, torch.bfloat16) if _has_bfloat16(kind) else nullcontext():
         found = extract(padded)
     strides = (padded.shape[-1] // x.shape[-1] for x in found)
     return tuple(
         x.float()[..., : h // stride, : w // stride].contiguous()
         for x, stride in zip(found, strides, strict=True)
     )
+
+
+@cache
+def _has_bfloat16(kind: str) -> bool:
+    """Whether a kind of device multiplies bfloat16 faster than float32."""
+    if kind != "cpu":
+        return kind == "cuda"
+    # Releases of torch that cannot tell work in float32.
+    can: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
 
 
 def look(
@@ -177,7 +189,9 @@ def stated_variance_px2(
     place: Float32[Tensor, "b n 2"],
     patch_cells: int,
 ) -> Float32[Tensor, "b n"]:
-    """Variance of matches by the network: the mean of what both images say over the patch.
+    """Variance of matches by the network: mean of both images', each geometric over the patch.
+
+    It is the same mean as in training.
 
     Args:
         dense: learned features.
@@ -189,15 +203,14 @@ def stated_variance_px2(
     assert dense.image_log_sigma is not None
     half = patch_cells // 2
     told, seen = (
-        box_sum(pad((2 * x).exp(), (half, half, half, half), mode="replicate"), patch_cells)
-        / patch_cells**2
+        box_sum(pad(x, (half, half, half, half), mode="replicate"), patch_cells) / patch_cells**2
         for x in (dense.view_log_sigma, dense.image_log_sigma)
     )
     h, w = told.shape[-2:]
     told = told.flatten(1).gather(1, cell[..., 0] * w + cell[..., 1])
-    at = 2 * place / torch.tensor([w, h], device=place.device) - 1
+    at = torch.stack([2 * place[..., 0] / w - 1, 2 * place[..., 1] / h - 1], -1)
     seen = grid_sample(seen, at[:, None], padding_mode="border", align_corners=False)[:, 0, 0]
-    return 0.5 * (told + seen)
+    return 0.5 * ((2 * told).exp() + (2 * seen).exp())
 
 
 def _shrunk(x: Tensor, factor: int) -> Tensor:

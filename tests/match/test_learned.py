@@ -1,0 +1,188 @@
+"""Matching with a network: what any one must hold, and what the shipped one finds."""
+
+import copy
+import dataclasses
+import math
+
+import pytest
+import simulated_device
+import torch
+from matching_scenes import detect, frame, lowpass, pair, relief, shade, similarity, warp
+from torch import Tensor
+
+from tnav.errors import ConfigError
+from tnav.match import search
+from tnav.match.channels import Channel
+from tnav.match.matcher import match
+from tnav.match.network import FeatureNet, NetworkRecipe
+from tnav.match.weights import default_model
+from tnav.records import Frame, Matches
+
+SIDE = 384
+MIDDLE = (SIDE / 2, SIDE / 2)
+SHIFT = similarity(1.0, 0.0, (2.3, -1.4), MIDDLE)
+SMALL = NetworkRecipe(widths=(8, 8, 12, 16), blocks=(1, 1, 1, 1), pyramid=16, half=8, fine=8)
+
+
+@pytest.fixture(scope="module")
+def untrained() -> FeatureNet:
+    """Random convolutions are features too: fair ones, where nothing but the place differs."""
+    torch.manual_seed(3)
+    return FeatureNet(SMALL).folded()
+
+
+@pytest.fixture(scope="module")
+def shipped() -> FeatureNet:
+    model = default_model("cpu")
+    if model is None:
+        pytest.skip("no model is there")
+    return model.network
+
+
+def error_px(matches: Matches, H: Tensor) -> Tensor:
+    at = torch.cat([matches.uv_map_px, torch.ones_like(matches.uv_map_px[..., :1])], -1) @ H.T
+    return (matches.uv_px - at[..., :2] / at[..., 2:])[matches.valid].norm(dim=-1)
+
+
+def _surer(one: Matches, other: Matches) -> bool:
+    """Whether the first states the smaller typical variance."""
+    a, b = (
+        m.covariance_px2.diagonal(dim1=-2, dim2=-1).mean(-1)[m.valid].median() for m in (one, other)
+    )
+    return bool(a < b)
+
+
+def test_where_the_network_finds_nothing_gradients_stay(untrained: FeatureNet) -> None:
+    view, image = pair(SHIFT, SIDE, SIDE, 71)
+    net = copy.deepcopy(untrained)
+    net.calibration[0] = 20.0  # so unsure that none is valid
+    auto = match(view, image, search_radius_px=6.0, network=net)
+    assert not auto.learned.any()
+    assert auto.valid.float().mean() > 0.5
+
+
+def test_the_outer_ring_of_a_large_view_is_matched(untrained: FeatureNet) -> None:
+    """A view against itself: every patch of the grid fits into the image, the outermost too."""
+    side = 1024
+    view, _ = pair(similarity(1.0, 0.0, (0.0, 0.0), (512.0, 512.0)), side, side, 5)
+    found = match(
+        view, view.image, search_radius_px=6.0, network=untrained, fine_channel=Channel.LEARNED
+    )
+    u, v = found.uv_map_px[0].unbind(-1)
+    ring = (u == u.min()) | (u == u.max()) | (v == v.min()) | (v == v.max())
+    assert found.valid[0][ring].float().mean() > 0.8
+
+
+def under_suns(H: Tensor, seed: int, turn: int) -> tuple[Frame, Tensor]:
+    """The map under a Sun that is wrong by so many quarter turns, the image under the right one."""
+    ground = relief(SIDE, SIDE, seed)
+    truth, _ = shade(ground)
+    image = detect(warp(lowpass(truth, 0.6), H), seed + 2)
+    view, lit = (x.rot90(turn, (0, 1)) for x in shade(ground.rot90(-turn, (0, 1))))
+    return frame(lowpass(view, 0.6).contiguous(), lit.contiguous()), image[None, None]
+
+
+@pytest.mark.parametrize("radius", [6.0, 40.0])
+def test_untrained_features_find_a_shift(untrained: FeatureNet, radius: float) -> None:
+    view, image = pair(SHIFT, SIDE, SIDE, 71)
+    found = match(
+        view, image, search_radius_px=radius, network=untrained, fine_channel=Channel.LEARNED
+    )
+    assert found.learned.all()
+    assert found.valid.float().mean() > 0.5
+    assert error_px(found, SHIFT).median() < 0.3
+
+
+def test_places_are_corners_of_pixels_with_the_mean_of_their_points(untrained: FeatureNet) -> None:
+    view, image = pair(SHIFT, SIDE, SIDE, 71)
+    found = match(
+        view, image, search_radius_px=6.0, network=untrained, fine_channel=Channel.LEARNED
+    )
+    assert torch.equal(found.uv_map_px % 2, torch.ones_like(found.uv_map_px))
+    u, v = found.uv_map_px.unbind(-1)
+    torch.testing.assert_close(found.point_L, torch.stack([u, v, u * v], -1))
+
+
+def test_under_the_true_sun_the_surer_features_are_kept_by_frame(untrained: FeatureNet) -> None:
+    view, image = pair(SHIFT, SIDE, SIDE, 71)
+    one, other = (
+        match(view, image, search_radius_px=6.0, network=untrained, fine_channel=channel)
+        for channel in (Channel.SIGNED_GRADIENT, Channel.LEARNED)
+    )
+    for a, least in ((0.0, True), (-20.0, False)):  # sigmas as they are, and far too small ones
+        net = copy.deepcopy(untrained)
+        net.calibration[0] += a
+        auto = match(view, image, search_radius_px=6.0, network=net)
+        assert bool(auto.learned) is not (least and _surer(one, other))
+    other = match(view, image.flip(-1), search_radius_px=6.0, network=untrained)
+    assert other.valid.float().mean() < 0.1
+
+
+def test_learned_features_need_a_network() -> None:
+    view, image = pair(SHIFT, SIDE, SIDE, 71)
+    for which in ("fine_channel", "coarse_channel"):
+        with pytest.raises(ConfigError, match="needs the weights of a network"):
+            match(view, image, search_radius_px=40.0, **{which: Channel.LEARNED})
+
+
+@pytest.mark.parametrize("radius", [6.0, 40.0])
+def test_accelerator_gives_the_same_and_is_never_waited_for(
+    untrained: FeatureNet, radius: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "_has_bfloat16", lambda kind: False)
+    simulated_device.install()
+    view, image = pair(SHIFT, SIDE, SIDE, 4, coarser=2.0)
+    names = [f.name for f in dataclasses.fields(Frame) if f.name != "surface"]
+    moved = Frame(**{n: getattr(view, n).to(simulated_device.DEVICE) for n in names})
+    net = FeatureNet(SMALL).folded()
+    net.load_state_dict(untrained.state_dict())
+    net = net.to(simulated_device.DEVICE)
+    here = match(view, image, search_radius_px=radius, network=untrained)
+    with simulated_device.count_syncs() as syncs:
+        there = match(
+            moved, image.to(simulated_device.DEVICE), search_radius_px=radius, network=net
+        )
+    assert not syncs
+    assert torch.equal(there.valid.cpu(), here.valid)
+    torch.testing.assert_close(there.uv_px.cpu(), here.uv_px, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("turn", [1, 2, 3])
+def test_shipped_model_finds_a_view_under_a_wrong_sun(shipped: FeatureNet, turn: int) -> None:
+    """Ground, craters and law are not those of training; 90, 180 and 270 deg of azimuth."""
+    H = similarity(1.02, 1.0, (21.0, -13.0), MIDDLE)
+    view, image = under_suns(H, 31, turn)
+    found = match(view, image, search_radius_px=40.0, network=shipped)
+    error = error_px(found, H)
+    assert found.learned.all()
+    assert len(error) > 15
+    assert (error < 3).float().mean() > 0.9
+    assert error.median() < 1.0
+    by_gradients = match(view, image, search_radius_px=40.0)
+    assert by_gradients.valid.sum() < len(error) / 2
+
+
+@pytest.mark.parametrize(("scale", "turn_deg"), [(1.1, 5.0), (0.9, -5.0)])
+def test_shipped_model_finds_a_turned_and_scaled_view(
+    shipped: FeatureNet, scale: float, turn_deg: float
+) -> None:
+    H = similarity(scale, turn_deg, (25.0, 12.0), MIDDLE)
+    view, image = pair(H, SIDE, SIDE, 73, coarser=2.0)
+    found = match(view, image, search_radius_px=90.0, network=shipped)
+    error = error_px(found, H)
+    assert len(error) > 40
+    assert (error < 3).float().mean() > 0.98
+    assert error.median() < 0.3
+
+
+@pytest.mark.parametrize("level", [0.0, 0.4, 1.0])
+def test_shipped_model_finds_nothing_where_there_is_nothing(
+    shipped: FeatureNet, level: float
+) -> None:
+    view, image = pair(SHIFT, SIDE, SIDE, 71)
+    flat = torch.full_like(image, level)
+    noisy = flat + 0.01 * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    for nothing in (flat, noisy.clamp(0, 1)):
+        found = match(view, nothing, search_radius_px=40.0, network=shipped)
+        assert found.valid.sum() <= 2
+        assert all(math.isfinite(float(x)) for x in found.uv_px.flatten()[:10])
