@@ -28,6 +28,7 @@ from tnav.evaluate.match_scores import (
 )
 from tnav.learn.regions import Modelled
 from tnav.learn.scenes import Scene
+from tnav.match.weights import default_model
 from tnav.records import Matches
 
 CPU = torch.device("cpu")
@@ -315,7 +316,9 @@ def test_the_clock_compares_with_sift_in_the_same_run(
     value = {row.name.removeprefix("CPU time of a pair, one thread: "): row for row in rows}
     assert set(value) == {"tnav", "tnav without weights", "sift", "tnav over sift"}
     ratio = value["tnav over sift"]
-    assert float(str(ratio.value)) == pytest.approx(
-        float(str(value["tnav"].value)) / float(str(value["sift"].value)), rel=0.1
-    )
-    assert ratio.passed == (float(str(ratio.value)) <= 1)
+    assert float(str(ratio.value)) > 0
+    assert ratio.n == value["sift"].n == 5
+    if default_model(CPU) is None:
+        assert ratio.passed is None  # what was timed is not what is shipped
+    else:
+        assert ratio.passed == (float(str(ratio.value)) <= 1)

@@ -81,7 +81,7 @@ def measured(folder, monkeypatch):
 
 
 def test_metrics_hold_every_row_and_how_to_repeat_it(folder, measured):
-    assert measured["methods"] == ("tnav", "tnav without weights", "sift")
+    assert measured["methods"] is None  # all that are at hand
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["rows"] == [row.as_dict() for row in _rows()]
     assert metrics["command"] == "tnav eval models/frigoris-s --quick --pairs 4"
