@@ -1,4 +1,6 @@
+import dataclasses
 import math
+import warnings
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from tnav.evaluate.scenario import CameraRecipe, Imaging, load_scenario
 from tnav.evaluate.world import R_B_C, build_world, navigation_of, observe
 from tnav.geometry.camera import Camera
 from tnav.geometry.pose import Pose, so3_exp
+from tnav.match import search
+from tnav.match.weights import OutOfContractWarning
 from tnav.records import FixStatus
 from tnav.terrain.site import Site
 
@@ -76,7 +80,32 @@ def test_finds_the_camera_and_reports_three_altitudes(scene):
     assert float(found.altitude.altitude_m[0]) < float(found.altitude.agl_m[0])  # mare is low
 
 
-def test_the_same_fix_on_the_simulated_accelerator(scene, simgpu):
+def test_what_the_network_was_not_trained_for_is_warned_of_once_and_recorded(scene):
+    world, pose, image = scene
+    nav = navigation_of(world.scenario, world.terrain_map)
+    assert nav.model is not None  # shipped
+    bands = nav.model.contract.input
+    narrow = bands.model_copy(update={"agl_m": (1.0, 2.0), "sun_elevation_deg": (80.0, 90.0)})
+    contract = nav.model.contract.model_copy(update={"input": narrow, "sha256": "0" * 64})
+    unusual = dataclasses.replace(nav, model=dataclasses.replace(nav.model, contract=contract))
+    with pytest.warns(OutOfContractWarning) as warned:
+        first = localise(image, _predicted(pose), unusual)
+    assert len(warned) == 2
+    assert first.fix.status is FixStatus.OK
+    height = [line for line in first.out_of_contract if line.startswith("height above ground")]
+    assert height
+    assert "was trained for 1 to 2 m" in height[0]
+    assert any(line.startswith("Sun elevation 11.8") for line in first.out_of_contract)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = localise(image, _predicted(pose), unusual)  # warns no more, still records
+    assert again.out_of_contract == first.out_of_contract
+    plain = dataclasses.replace(nav, model=None)
+    assert localise(image, _predicted(pose), plain).out_of_contract == ()
+
+
+def test_the_same_fix_on_the_simulated_accelerator(scene, simgpu, monkeypatch):
+    monkeypatch.setattr(search, "_has_bfloat16", lambda kind: False)
     world, pose, image = scene
     nav = navigation_of(world.scenario, world.terrain_map)
     expected = localise(image, _predicted(pose), nav)

@@ -98,7 +98,8 @@ def match(
             network, and CFOG without.
 
     Returns:
-        One match per grid point of the map view, row by row; read them only where ``valid``.
+        One match per grid point of the map view, row by row; read them only where ``valid``. With a
+        network the grid leaves room for its wider patches, whatever the channel.
 
     Raises:
         ImageError: sizes differ, or the image is smaller than a patch and its search.
@@ -115,7 +116,9 @@ def match(
         # Turned, scaled and shifted as the view is: patches then differ by relief alone.
         images = Images(view, affine.resampled(image), network)
     learned = network is not None and fine_channel in (None, Channel.LEARNED)
-    task = _Task(map_view, images, affine, config, *_grid(image, config, learned=learned))
+    task = _Task(
+        map_view, images, affine, config, *_grid(image, config, learned=network is not None)
+    )
     start_px = torch.zeros(task.cell.shape, device=image.device)
     if learned:
         by_network, start_px = _learned(task, start_px)
@@ -352,19 +355,29 @@ def _prefer(by_gradient: Matches, by_network: Matches) -> Matches:
 
     Where the network finds hardly anything, whichever finds more.
     """
-    moved_px = by_gradient.uv_px - by_gradient.uv_map_px
-    apart_px = (moved_px - by_network.uv_px + by_network.uv_map_px).norm(dim=-1)
-    agree = by_gradient.valid & by_network.valid & (apart_px < _AGREE_PX)
     count, other = by_gradient.valid.sum(-1), by_network.valid.sum(-1)
-    right = (agree.sum(-1) >= _AGREE_SHARE * count) & (count >= _AGREE_SHARE * other)
     surer = _typical_variance(by_gradient) < _typical_variance(by_network)
-    chosen = torch.where(other < _FEW, count > other, right & surer)
+    chosen = torch.where(other < _FEW, count > other, agree(by_gradient, by_network) & surer)
     picked = []
     for field in fields(Matches):
         first, second = getattr(by_gradient, field.name), getattr(by_network, field.name)
         keep = chosen.view(-1, *(1 for _ in first.shape[1:]))
         picked.append(torch.where(keep, first, second))
     return Matches(*picked)
+
+
+def agree(by_gradient: Matches, by_network: Matches) -> Bool[Tensor, " b"]:
+    """Whether gradients say of a frame what learned features say: the Sun is then as predicted.
+
+    Args:
+        by_gradient: matches of a view by signed gradients.
+        by_network: of the same view, on the same grid, by learned features.
+    """
+    moved_px = by_gradient.uv_px - by_gradient.uv_map_px
+    apart_px = (moved_px - by_network.uv_px + by_network.uv_map_px).norm(dim=-1)
+    near = by_gradient.valid & by_network.valid & (apart_px < _AGREE_PX)
+    count, other = by_gradient.valid.sum(-1), by_network.valid.sum(-1)
+    return (near.sum(-1) >= _AGREE_SHARE * count) & (count >= _AGREE_SHARE * other)
 
 
 def _typical_variance(matches: Matches) -> Float64[Tensor, " b"]:
