@@ -187,7 +187,7 @@ def test_a_failed_fix_has_no_altitude() -> None:
     valid[1] = False
     matches = type(scene.matches)(
         scene.matches.uv_map_px, scene.matches.uv_px, scene.matches.covariance_px2,
-        scene.matches.score, scene.matches.point_L, valid,
+        scene.matches.score, scene.matches.point_L, valid, scene.matches.learned,
     )  # fmt: skip
     solution = solve_pose(
         matches, CAMERA, scene.prior, attitude_sigma_rad=1e-3, map_error=PERFECT_MAP, seed=0

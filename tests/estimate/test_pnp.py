@@ -347,7 +347,7 @@ def test_a_frame_alone_gives_what_it_gives_in_a_batch() -> None:
             scene,
             matches=type(m)(
                 *(t[i : i + 1] for t in (
-                    m.uv_map_px, m.uv_px, m.covariance_px2, m.score, m.point_L, m.valid,
+                    m.uv_map_px, m.uv_px, m.covariance_px2, m.score, m.point_L, m.valid, m.learned,
                 ))
             ),
             prior=scene.prior[i : i + 1],

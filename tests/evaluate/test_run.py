@@ -25,6 +25,7 @@ from tnav.evaluate.run import run
 from tnav.evaluate.runlog import RunDocument, json_schema, read_document, write_document
 from tnav.evaluate.scenario import CameraRecipe, Imaging, load_scenario
 from tnav.evaluate.world import build_world
+from tnav.match import search
 from tnav.simulate.faults import Bias, Dropout
 
 CPU = torch.device("cpu")
@@ -41,6 +42,14 @@ def _small():
 
 def _quiet(*_):
     pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exact():
+    """No bfloat16, whatever the machine: devices are compared to rounding."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "_has_bfloat16", lambda kind: False)
+        yield
 
 
 @pytest.fixture(scope="module")

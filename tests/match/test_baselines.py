@@ -134,7 +134,7 @@ def test_a_photograph_is_exposed_and_bent() -> None:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights under the published names and key names, with what those hold and lack."""
     folder = tmp_path_factory.mktemp("weights")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         torch.save({"extractor": DISK().state_dict()}, folder / "depth-save.pth")
         aliked = ALIKED("aliked-n16").state_dict()
