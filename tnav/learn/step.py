@@ -93,8 +93,8 @@ def train_step(
     optimiser.found_inf = (~ok).float()  # type: ignore[attr-defined]
     optimiser.step()
     optimiser.zero_grad()
-    for now, then in zip(running, before, strict=True):
-        now.copy_(torch.where(ok, now, then))
+    for current, previous in zip(running, before, strict=True):
+        current.copy_(torch.where(ok, current, previous))
     _average_(state, 1 - options.average_decay_at(state.step))
     state.step += 1
     return {"ok": ok.float(), "gradient": norm.detach(), **report.parts}
