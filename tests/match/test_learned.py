@@ -11,7 +11,7 @@ from matching_scenes import detect, frame, lowpass, pair, relief, shade, similar
 from torch import Tensor
 
 from tnav.errors import ConfigError
-from tnav.match import search
+from tnav.match import matcher, search
 from tnav.match.channels import Channel
 from tnav.match.matcher import match
 from tnav.match.network import FeatureNet, NetworkRecipe
@@ -42,14 +42,6 @@ def shipped() -> FeatureNet:
 def error_px(matches: Matches, H: Tensor) -> Tensor:
     at = torch.cat([matches.uv_map_px, torch.ones_like(matches.uv_map_px[..., :1])], -1) @ H.T
     return (matches.uv_px - at[..., :2] / at[..., 2:])[matches.valid].norm(dim=-1)
-
-
-def _surer(one: Matches, other: Matches) -> bool:
-    """Whether the first states the smaller typical variance."""
-    a, b = (
-        m.covariance_px2.diagonal(dim1=-2, dim2=-1).mean(-1)[m.valid].median() for m in (one, other)
-    )
-    return bool(a < b)
 
 
 def test_where_the_network_finds_nothing_gradients_stay(untrained: FeatureNet) -> None:
@@ -103,17 +95,54 @@ def test_places_are_corners_of_pixels_with_the_mean_of_their_points(untrained: F
     torch.testing.assert_close(found.point_L, torch.stack([u, v, u * v], -1))
 
 
-def test_under_the_true_sun_the_surer_features_are_kept_by_frame(untrained: FeatureNet) -> None:
-    view, image = pair(SHIFT, SIDE, SIDE, 71)
-    one, other = (
-        match(view, image, search_radius_px=6.0, network=untrained, fine_channel=channel)
-        for channel in (Channel.SIGNED_GRADIENT, Channel.LEARNED)
+def _told(count: int, agreeing: int, sigma_px: float, *, learned: bool) -> Matches:
+    """100 matches of one frame, the first so many valid, all but the agreeing ones 2 px away."""
+    uv_px = torch.rand(1, 100, 2, generator=torch.Generator().manual_seed(0)).double() * 500
+    away = torch.where(torch.arange(100) < agreeing, 0.0, 2.0).double()
+    eye = torch.eye(2, dtype=torch.float64).expand(1, 100, 2, 2)
+    return Matches(
+        uv_map_px=uv_px,
+        uv_px=uv_px + torch.stack([away, torch.zeros(100)], -1),
+        covariance_px2=sigma_px**2 * eye,
+        score=torch.ones(1, 100),
+        point_L=torch.zeros(1, 100, 3, dtype=torch.float64),
+        valid=(torch.arange(100) < count)[None],
+        learned=torch.tensor([learned]),
     )
-    for a, least in ((0.0, True), (-20.0, False)):  # sigmas as they are, and far too small ones
-        net = copy.deepcopy(untrained)
-        net.calibration[0] += a
-        auto = match(view, image, search_radius_px=6.0, network=net)
-        assert bool(auto.learned) is not (least and _surer(one, other))
+
+
+@pytest.mark.parametrize(
+    ("gradients", "network", "full_resolution", "kept"),
+    [
+        # valid, agreeing with the network's, sigma
+        ((100, 80, 0.1), (100, 0.2), False, True),
+        ((100, 79, 0.1), (100, 0.2), False, False),  # too many say something else
+        ((80, 80, 0.1), (100, 0.2), False, True),
+        ((79, 79, 0.1), (100, 0.2), False, False),  # too many were lost
+        ((100, 100, 0.2), (100, 0.19), False, False),  # the network is surer
+        ((100, 100, 0.2), (100, 0.19), True, True),  # which does not matter to the finish
+        ((100, 79, 0.1), (100, 0.2), True, False),
+        ((13, 0, 0.3), (11, 0.1), False, True),  # too few learned ones to judge by
+        ((13, 0, 0.3), (12, 0.1), False, False),
+        ((10, 0, 0.1), (11, 0.3), True, False),  # of two that are few, the more
+    ],
+)
+def test_which_matches_a_frame_keeps(
+    gradients: tuple[int, int, float],
+    network: tuple[int, float],
+    full_resolution: bool,
+    kept: bool,
+) -> None:
+    one = _told(*gradients, learned=False)
+    other = _told(network[0], 100, network[1], learned=True)
+    found = matcher._prefer(one, other, full_resolution=full_resolution)
+    assert bool(found.learned[0]) is not kept
+    assert torch.equal(found.valid, (one if kept else other).valid)
+    assert torch.equal(found.uv_px, (one if kept else other).uv_px)
+
+
+def test_nothing_of_another_picture_is_kept(untrained: FeatureNet) -> None:
+    view, image = pair(SHIFT, SIDE, SIDE, 71)
     other = match(view, image.flip(-1), search_radius_px=6.0, network=untrained)
     assert other.valid.float().mean() < 0.1
 

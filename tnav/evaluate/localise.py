@@ -17,7 +17,7 @@ from tnav.geometry.camera import Camera
 from tnav.geometry.moon import altitude_m, up_L
 from tnav.geometry.pose import Pose, so3_log
 from tnav.match.channels import Channel
-from tnav.match.matcher import agree, match
+from tnav.match.matcher import match
 from tnav.match.weights import LearnedModel, warn_once
 from tnav.records import (
     AltitudeEstimate,
@@ -96,6 +96,7 @@ def localise(
     agl_m = _agl_over_map(nav.terrain_map, pose)
     gsd_m = nav.camera.ground_sample_distance_m(agl_m)
     radius_px = _search_radius_px(prediction, nav.camera, agl_m)
+    network = nav.model.network if nav.model is not None else None
     channel: Channel | None = None
     unusual = _out_of_contract(prediction, nav, agl_m, gsd_m)
     for renders in range(1, _MAX_RENDERS + 1):
@@ -104,9 +105,13 @@ def localise(
             posts_per_pixel=1 / nav.map_coarser,
         )
         view = render(nav.terrain_map, nav.camera, pose, nav.sun_L, first_level=level)
-        matches = _matched(view, image, radius_px, nav, channel)
-        if renders > 1 and channel is None:
-            matches, channel = _finished(view, image, radius_px, nav, matches)
+        matches = match(
+            view, image, search_radius_px=radius_px, network=network, fine_channel=channel,
+            full_resolution=True,
+        )  # fmt: skip
+        # The first view is off by the prior's error: features are chosen on the second one.
+        if renders > 1:
+            channel = Channel.LEARNED if bool(matches.learned[0]) else Channel.SIGNED_GRADIENT
         solution = solve_pose(
             matches,
             nav.camera,
@@ -134,38 +139,6 @@ def localise(
         first_level=level,
     )
     return Localisation(fix, altitude, solution, matches, view, renders, unusual, gsd_m)
-
-
-def _matched(
-    view: Frame,
-    image: Float32[Tensor, "1 1 h w"],
-    radius_px: float,
-    nav: Navigation,
-    channel: Channel | None,
-) -> Matches:
-    network = nav.model.network if nav.model is not None else None
-    return match(view, image, search_radius_px=radius_px, network=network, fine_channel=channel)
-
-
-def _finished(
-    view: Frame,
-    image: Float32[Tensor, "1 1 h w"],
-    radius_px: float,
-    nav: Navigation,
-    found: Matches,
-) -> tuple[Matches, Channel]:
-    """Matches of a view from a solved pose, and the features to stay with.
-
-    Full resolution wherever it says the same: at half of it errors of neighbours are more alike,
-    and a height of a decimetre feels it.
-    """
-    if not bool(found.learned[0]):
-        return found, Channel.SIGNED_GRADIENT
-    by_gradient = _matched(view, image, radius_px, nav, Channel.SIGNED_GRADIENT)
-    by_network = _matched(view, image, radius_px, nav, Channel.LEARNED)
-    if bool(agree(by_gradient, by_network)[0]):
-        return by_gradient, Channel.SIGNED_GRADIENT
-    return by_network, Channel.LEARNED
 
 
 def _out_of_contract(

@@ -1,9 +1,8 @@
 """Dense matching of a view rendered from the map with a camera image, coarse to fine.
 
-1. A large search starts on a downsampled pair: all correlation surfaces vote for one shift, each
-   patch then finds its own near it, and an affine field is fitted to them robustly.
-2. At half resolution each point of the fine grid is searched around that field, and compared with
-   its neighbours.
+1. A large search starts on a downsampled pair: an affine map is fitted robustly to what its patches
+   agree on, and the image is laid over the view by it.
+2. At half resolution each point of the fine grid is searched, and compared with its neighbours.
 3. Each is refined to sub-pixel, matched back, and judged: at full resolution with features made by
    hand, at half resolution with learned ones.
 
@@ -83,6 +82,7 @@ def match(
     config: MatcherConfig = _DEFAULT,
     fine_channel: Channel | None = None,
     coarse_channel: Channel | None = None,
+    full_resolution: bool = False,
 ) -> Matches:
     """Match what the map predicts with what the camera saw.
 
@@ -96,10 +96,13 @@ def match(
             those or learned ones, frame by frame.
         coarse_channel: features of the first, downsampled search. By default learned ones with a
             network, and CFOG without.
+        full_resolution: keep gradients wherever learned features say the same, be they surer or
+            not: at half resolution errors of neighbours are more alike, which a height of
+            decimetres feels.
 
     Returns:
-        One match per grid point of the map view, row by row; read them only where ``valid``. With a
-        network the grid leaves room for its wider patches, whatever the channel.
+        One match per grid point of the map view, row by row; read them only where ``valid``. The
+        grid of learned features leaves room for their wider patches.
 
     Raises:
         ImageError: sizes differ, or the image is smaller than a patch and its search.
@@ -116,15 +119,14 @@ def match(
         # Turned, scaled and shifted as the view is: patches then differ by relief alone.
         images = Images(view, affine.resampled(image), network)
     learned = network is not None and fine_channel in (None, Channel.LEARNED)
-    task = _Task(
-        map_view, images, affine, config, *_grid(image, config, learned=network is not None)
-    )
+    task = _Task(map_view, images, affine, config, *_grid(image, config, learned=learned))
     start_px = torch.zeros(task.cell.shape, device=image.device)
     if learned:
         by_network, start_px = _learned(task, start_px)
         if fine_channel is Channel.LEARNED:
             return by_network
-        return _prefer(_fine(task, start_px, Channel.SIGNED_GRADIENT), by_network)
+        by_gradient = _fine(task, start_px, Channel.SIGNED_GRADIENT)
+        return _prefer(by_gradient, by_network, full_resolution=full_resolution)
     channel = fine_channel or Channel.SIGNED_GRADIENT
     if rough:
         start_px = _half(task, start_px, channel)
@@ -350,14 +352,15 @@ def _accepted(
     )
 
 
-def _prefer(by_gradient: Matches, by_network: Matches) -> Matches:
-    """Signed gradients where the Sun is as predicted and they are surer, frame by frame.
+def _prefer(by_gradient: Matches, by_network: Matches, *, full_resolution: bool) -> Matches:
+    """Signed gradients where the Sun is as predicted and they are surer or wanted; by frame.
 
     Where the network finds hardly anything, whichever finds more.
     """
     count, other = by_gradient.valid.sum(-1), by_network.valid.sum(-1)
     surer = _typical_variance(by_gradient) < _typical_variance(by_network)
-    chosen = torch.where(other < _FEW, count > other, agree(by_gradient, by_network) & surer)
+    right = _agree(by_gradient, by_network)
+    chosen = torch.where(other < _FEW, count > other, right if full_resolution else right & surer)
     picked = []
     for field in fields(Matches):
         first, second = getattr(by_gradient, field.name), getattr(by_network, field.name)
@@ -366,13 +369,8 @@ def _prefer(by_gradient: Matches, by_network: Matches) -> Matches:
     return Matches(*picked)
 
 
-def agree(by_gradient: Matches, by_network: Matches) -> Bool[Tensor, " b"]:
-    """Whether gradients say of a frame what learned features say: the Sun is then as predicted.
-
-    Args:
-        by_gradient: matches of a view by signed gradients.
-        by_network: of the same view, on the same grid, by learned features.
-    """
+def _agree(by_gradient: Matches, by_network: Matches) -> Bool[Tensor, " b"]:
+    """Whether gradients say of a frame what learned features say: the Sun is then as predicted."""
     moved_px = by_gradient.uv_px - by_gradient.uv_map_px
     apart_px = (moved_px - by_network.uv_px + by_network.uv_map_px).norm(dim=-1)
     near = by_gradient.valid & by_network.valid & (apart_px < _AGREE_PX)
