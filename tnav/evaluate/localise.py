@@ -106,9 +106,8 @@ def localise(
         )
         view = render(nav.terrain_map, nav.camera, pose, nav.sun_L, first_level=level)
         matches = match(
-            view, image, search_radius_px=radius_px, network=network, fine_channel=channel,
-            full_resolution=True,
-        )  # fmt: skip
+            view, image, search_radius_px=radius_px, network=network, fine_channel=channel
+        )
         # The first view is off by the prior's error: features are chosen on the second one.
         if renders > 1:
             channel = Channel.LEARNED if bool(matches.learned[0]) else Channel.SIGNED_GRADIENT

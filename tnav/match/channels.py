@@ -10,7 +10,7 @@ from enum import StrEnum
 
 import torch
 from jaxtyping import Float32
-from kornia.filters import gaussian_blur2d, spatial_gradient
+from kornia.filters import gaussian_blur2d
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
@@ -32,6 +32,8 @@ _ORIENTATIONS = 6
 _ORIENTED_BLUR_PX = 0.8
 # Reach of the rms gradient that gradients are divided by: about the width of a shadow's edge.
 _STRENGTH_BLUR_PX = 2.0
+# Side up to which sums over squares are products with a band: measured, ten times as fast at 40.
+_BAND_MOST_PX = 128
 # Gradient of log brightness per pixel that normalisation treats as noise.
 _GRADIENT_FLOOR = 0.02
 
@@ -83,16 +85,25 @@ def compress(image: Float32[Tensor, "b 1 h w"]) -> Float32[Tensor, "b 1 h w"]:
     return (image.clamp_min(0.0) / mean + _SHADOW_FRACTION).log()
 
 
-def box_sum(x: Float32[Tensor, "b c h w"], size_px: int) -> Float32[Tensor, "b c p q"]:
+def box_sum(x: Float32[Tensor, "*b h w"], size_px: int) -> Float32[Tensor, "*b p q"]:
     """Sums over all ``size_px`` squares inside the image: ``p = h - size_px + 1``, q likewise.
 
-    Running sums, one axis after the other, in float64: a cost that does not grow with the square.
+    One axis after the other: of small windows by a product with a band of ones; of images by
+    running sums in float64, whose cost does not grow with the side.
     """
-    for dim, front in ((-1, (1, 0)), (-2, (0, 0, 1, 0))):
-        running = pad(x, front).cumsum(dim, dtype=torch.float64)
-        count = running.shape[dim] - size_px
-        x = (running.narrow(dim, size_px, count) - running.narrow(dim, 0, count)).float()
-    return x
+    sum_along = _banded if max(x.shape[-2:]) <= _BAND_MOST_PX else _running
+    return sum_along(sum_along(x, size_px).mT, size_px).mT
+
+
+def _banded(x: Float32[Tensor, "*b h w"], size_px: int) -> Float32[Tensor, "*b h q"]:
+    side = torch.arange(x.shape[-1], device=x.device)
+    after = side[:, None] - side[: x.shape[-1] - size_px + 1]
+    return x @ ((after >= 0) & (after < size_px)).to(x.dtype)
+
+
+def _running(x: Float32[Tensor, "*b h w"], size_px: int) -> Float32[Tensor, "*b h q"]:
+    running = pad(x, (1, 0)).cumsum(-1, dtype=torch.float64)
+    return (running[..., size_px:] - running[..., :-size_px]).float()
 
 
 def _blur(x: Float32[Tensor, "b c h w"], sigma_px: float) -> Float32[Tensor, "b c h w"]:
@@ -101,8 +112,16 @@ def _blur(x: Float32[Tensor, "b c h w"], sigma_px: float) -> Float32[Tensor, "b 
 
 
 def _gradient(x: Float32[Tensor, "b 1 h w"]) -> Float32[Tensor, "b 2 h w"]:
-    """Sobel derivatives per pixel along u and v."""
-    return spatial_gradient(x).squeeze(1)
+    """Sobel derivatives per pixel along u and v.
+
+    By slices: a convolution with one channel costs ten times as much on a CPU.
+    """
+    x = pad(x, (1, 1, 1, 1), mode="replicate")
+    across = x[..., 2:] - x[..., :-2]
+    down = x[..., 2:, :] - x[..., :-2, :]
+    du = across[..., :-2, :] + 2 * across[..., 1:-1, :] + across[..., 2:, :]
+    dv = down[..., :-2] + 2 * down[..., 1:-1] + down[..., 2:]
+    return torch.cat([du, dv], 1) / 8
 
 
 def _signed_gradient(x: Float32[Tensor, "b 1 h w"]) -> Float32[Tensor, "b 2 h w"]:

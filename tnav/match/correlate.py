@@ -16,8 +16,11 @@ OUTSIDE = -2.0  # score of a placement that leaves the image; any true score is 
 # Mean square of a feature below which a patch is flat: rounding, not texture (features are of
 # order 0.03 to 1).
 _FLAT = 1e-6
-# Patches are correlated in groups whose windows hold at most this many samples (16 MiB).
-_CHUNK_SAMPLES = 1 << 22
+# Patches are correlated in groups whose windows hold at most this many samples. Fewer on a CPU:
+# arrays of 16 MiB spend half of their time on fresh pages of memory.
+_CHUNK_SAMPLES, _CPU_CHUNK_SAMPLES = 1 << 22, 1 << 20
+# Times that windows cover the image from which on sums over all of it cost less than over each.
+_OVERLAP = 4
 # Scores are floored here before the logarithm that makes a peak quadratic.
 _SCORE_FLOOR = 0.02
 # Score that no fit may exceed: a perfect match would claim to have no error.
@@ -69,25 +72,30 @@ def correlate(
         image. Where either patch is flat the score tends to 0.
     """
     k, n = 2 * radius_px + 1, template_cell.shape[1]
+    b, c, h, w = image.shape
     window_px = patch_px + k - 1
-    channels = template.shape[0] * template.shape[1]
-    step = max(1, _CHUNK_SAMPLES // (channels * window_px**2))
-    numerator = torch.cat(
-        [
-            _products(
-                template, image, template_cell[:, i : i + step], window_cell[:, i : i + step],
-                patch_px, k,
-            )
-            for i in range(0, n, step)
-        ],
-        1,
-    )  # fmt: skip
-    floor = _FLAT * patch_px**2 * template.shape[1]
-    energy = _energy(image, patch_px)
-    corner = window_cell - (patch_px // 2 + radius_px)
-    placed, inside = _crop(energy[:, None], corner, k)
-    score = numerator / placed[:, 0].clamp_min(floor).sqrt()
-    return torch.where(inside, score.clamp(-1.0, 1.0), OUTSIDE)
+    most = _CPU_CHUNK_SAMPLES if image.device.type == "cpu" else _CHUNK_SAMPLES
+    step = max(1, most // (b * c * window_px**2))
+    # What lies under a placement is summed once for the image where windows cover it many times.
+    overlap = n * window_px**2 > _OVERLAP * h * w and min(h, w) >= patch_px
+    energy = _energy(image, patch_px)[:, None] if overlap else None
+    floor = _FLAT * patch_px**2 * c
+    upper_left = window_cell - (patch_px // 2 + radius_px)
+    parts = []
+    for cell, corner in zip(template_cell.split(step, 1), upper_left.split(step, 1), strict=True):
+        window, _ = _crop(image, corner, window_px)
+        sums = _energy(window, patch_px) if energy is None else _crop(energy, corner, k)[0][:, 0]
+        numerator = _products(template, window, cell, patch_px, k)
+        parts.append(numerator * sums.clamp_min(floor).rsqrt())
+    inside = _inside(upper_left, k, (h - patch_px, w - patch_px))
+    return torch.where(inside, torch.cat(parts, 1).clamp(-1.0, 1.0), OUTSIDE)
+
+
+def patch_means(
+    x: Float32[Tensor, "b 1 h w"], cell: Int64[Tensor, "b n 2"], patch_px: int
+) -> Float32[Tensor, "b n"]:
+    """Means over patches of one channel; what leaves the image repeats the nearest edge."""
+    return _crop(x, cell - patch_px // 2, patch_px)[0].mean((-2, -1))[:, 0]
 
 
 def find_peaks(
@@ -147,21 +155,14 @@ def find_peaks(
 
 
 def _products(
-    template: Tensor,
-    image: Tensor,
-    template_cell: Tensor,
-    window_cell: Tensor,
-    patch_px: int,
-    k: int,
+    template: Tensor, window: Tensor, template_cell: Tensor, patch_px: int, k: int
 ) -> Tensor:
     """Scalar products of unit-energy, zero-mean patches with every placement in their windows."""
-    half = patch_px // 2
-    patch, _ = _crop(template, template_cell - half, patch_px)  # b c m p p
+    patch, _ = _crop(template, template_cell - patch_px // 2, patch_px)  # b c m p p
     patch = patch - patch.mean((-2, -1), keepdim=True)
     energy = patch.square().sum((1, 3, 4), keepdim=True)
     floor = _FLAT * patch_px**2 * template.shape[1]
     patch = patch * energy.clamp_min(floor).rsqrt()
-    window, _ = _crop(image, window_cell - half - k // 2, patch_px + k - 1)
     # Wrapped-around terms of a circular correlation of the window's size fall outside the first
     # k x k cells, so no further padding is needed.
     side = _fast_length(patch_px + k - 1)
@@ -171,11 +172,17 @@ def _products(
     return torch.fft.irfft2(spectrum.sum(1), s=(side, side))[..., :k, :k]
 
 
-def _energy(image: Tensor, patch_px: int) -> Tensor:
-    """Sum over channels of the squares about the mean, for every placement of a patch."""
-    c = image.shape[1]
-    sums = box_sum(torch.cat([image, image.square().sum(1, keepdim=True)], 1), patch_px)
-    return (sums[:, c] - sums[:, :c].square().sum(1) / patch_px**2).clamp_min(0.0)
+def _energy(x: Tensor, patch_px: int) -> Tensor:
+    """Sum over channels, axis 1, of the squares about the mean, for every placement of a patch."""
+    squares = box_sum(x.square().sum(1), patch_px)
+    return (squares - box_sum(x, patch_px).square().sum(1) / patch_px**2).clamp_min(0.0)
+
+
+def _inside(corner: Tensor, k: int, last: tuple[int, int]) -> Tensor:
+    """Which of ``k`` by ``k`` placements, from a corner on, start between 0 and the last cell."""
+    at = corner[..., None] + torch.arange(k, device=corner.device)  # b n 2 k
+    row, column = ((x >= 0) & (x <= end) for x, end in zip(at.unbind(-2), last, strict=True))
+    return row[..., :, None] & column[..., None, :]
 
 
 def _crop(x: Tensor, corner: Tensor, size: int) -> tuple[Tensor, Tensor]:

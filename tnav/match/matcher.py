@@ -6,23 +6,23 @@
 3. Each is refined to sub-pixel, matched back, and judged: at full resolution with features made by
    hand, at half resolution with learned ones.
 
-A small search is step 3 alone. With a network it does steps 1 and 2, where the Sun, the albedo or
-the map may be wrong; step 3 is then done with learned features and with signed gradients, and each
-frame keeps the one that is better there (``_prefer``). Nothing here waits for the device.
+A small search is step 3 alone. With a network, step 1 is done with its features, and so is step 2,
+at a quarter: there they are held against signed gradients, which tells frame by frame which of the
+two does step 3 (``_middle``, ``_chosen``). Nothing here waits for the device.
 """
 
 import math
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Bool, Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
 from tnav.errors import ConfigError, ImageError
-from tnav.match.channels import Channel, compress
+from tnav.match.channels import Channel
 from tnav.match.correlate import Peaks, correlate
 from tnav.match.field import Affine, affine_field, smoothed_field
+from tnav.match.grid import Grid, centred_grid, spacing_for, usable_patches
 from tnav.match.network import STRIDE, FeatureNet
 from tnav.match.search import Images, ground_of, look, look_back, stated_variance_px2
 from tnav.records import Frame, Matches
@@ -47,13 +47,14 @@ class MatcherConfig:
     max_sigma_px: float = 1.0  # along the worse axis: a ridge fixes one coordinate only
     learned_patch_cells: int = 31  # of two pixels: 62 px
     min_learned_score: float = 0.3
+    middle_patch_cells: int = 23  # of four pixels: 92 px
     coarse_patch_px: int = 31  # about 250 px of the image at 1/8
     coarse_spacing_px: int = 12  # overlapping, since the shared area may be small
     coarse_side_px: int = 96  # coarsest level keeps at least this, to hold a few patches
     distortion: float = 0.03  # deviation of the field from one shift, over the image's longer side
 
     def __post_init__(self) -> None:
-        for name in ("patch_px", "learned_patch_cells", "coarse_patch_px"):
+        for name in ("patch_px", "learned_patch_cells", "middle_patch_cells", "coarse_patch_px"):
             value = getattr(self, name)
             if value < 7 or value % 2 == 0:
                 raise ConfigError(f"matcher.{name}: {value}, expected an odd number of at least 7")
@@ -66,10 +67,12 @@ class MatcherConfig:
 
 _DEFAULT = MatcherConfig()
 _LEVELS = (16, 8, 4, 2)  # downsampling of the coarse search
-# Gradients are drawn off by a wrong Sun (1 to 2 px at 60 deg) and then lose most matches: where
-# they are right, most of them agree with the learned features, and they are not many fewer.
-_AGREE_PX, _AGREE_SHARE = 1.0, 0.8
-_FEW = 12  # matches that a pose needs; fewer learned ones judge nothing
+# Median distance between both kinds of match at a quarter, over their stated sigmas. On validation
+# regions it is 0.2 to 0.6 under the true Sun, 0.4 to 0.8 at 30 deg, where both err alike, and over
+# 1.5 from 60 deg on, where gradients are off by 1 to 2 px.
+_APART_SIGMAS = 0.75
+_KEPT_SHARE = 0.5  # of the patches that learned features find; a map 8 times too coarse keeps 0.3
+_FEW = 12  # matches that a pose needs; fewer judge nothing
 
 
 @torch.no_grad()
@@ -82,7 +85,6 @@ def match(
     config: MatcherConfig = _DEFAULT,
     fine_channel: Channel | None = None,
     coarse_channel: Channel | None = None,
-    full_resolution: bool = False,
 ) -> Matches:
     """Match what the map predicts with what the camera saw.
 
@@ -93,12 +95,9 @@ def match(
         network: of learned features, in ``eval`` mode and on the image's device.
         config: sizes and thresholds.
         fine_channel: features of the final matches. By default signed gradients, and with a network
-            those or learned ones, frame by frame.
+            those or learned ones, frame by frame: gradients where the Sun is as predicted.
         coarse_channel: features of the first, downsampled search. By default learned ones with a
             network, and CFOG without.
-        full_resolution: keep gradients wherever learned features say the same, be they surer or
-            not: at half resolution errors of neighbours are more alike, which a height of
-            decimetres feels.
 
     Returns:
         One match per grid point of the map view, row by row; read them only where ``valid``. The
@@ -119,14 +118,17 @@ def match(
         # Turned, scaled and shifted as the view is: patches then differ by relief alone.
         images = Images(view, affine.resampled(image), network)
     learned = network is not None and fine_channel in (None, Channel.LEARNED)
-    task = _Task(map_view, images, affine, config, *_grid(image, config, learned=learned))
+    grid = _grid(image, config, learned=learned)
+    usable = usable_patches(
+        map_view, view, grid, config.patch_px,
+        min_lit_fraction=config.min_lit_fraction, min_contrast=config.min_contrast,
+    )  # fmt: skip
+    task = _Task(map_view, images, affine, config, grid, usable)
+    if learned and fine_channel is None:
+        return _chosen(task, _middle(task))
     start_px = torch.zeros(task.cell.shape, device=image.device)
-    if learned:
-        by_network, start_px = _learned(task, start_px)
-        if fine_channel is Channel.LEARNED:
-            return by_network
-        by_gradient = _fine(task, start_px, Channel.SIGNED_GRADIENT)
-        return _prefer(by_gradient, by_network, full_resolution=full_resolution)
+    if fine_channel is Channel.LEARNED:
+        return _learned(task, _middle(task).start_px if rough else start_px)
     channel = fine_channel or Channel.SIGNED_GRADIENT
     if rough:
         start_px = _half(task, start_px, channel)
@@ -141,20 +143,23 @@ class _Task:
     images: Images  # the camera's laid over the view
     affine: Affine  # from there to the camera's own pixels
     config: MatcherConfig
-    rows: range
-    columns: range
-    spacing: int
+    grid: Grid
+    usable: Bool[Tensor, "b n"]
 
     @property
     def cell(self) -> Int64[Tensor, "b n 2"]:
         """Pixels (row, column) of the grid."""
         image = self.images.image
-        return _cells(self.rows, self.columns, len(image), image.device)
+        return self.grid.cells(len(image), image.device)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns of the grid."""
-        return len(self.rows), len(self.columns)
+
+@dataclass(frozen=True, slots=True)
+class _Middle:
+    """What a look at a quarter of the resolution leaves to the last one."""
+
+    start_px: Float32[Tensor, "b n 2"]  # displacement (u, v)
+    found: Int64[Tensor, "b"]  # patches
+    gradients_agree: Bool[Tensor, "b"]  # so the Sun is as predicted
 
 
 def _check(map_view: Frame, image: Tensor, radius_px: float, config: MatcherConfig) -> None:
@@ -171,31 +176,15 @@ def _check(map_view: Frame, image: Tensor, radius_px: float, config: MatcherConf
         )
 
 
-def _grid(image: Tensor, config: MatcherConfig, *, learned: bool) -> tuple[range, range, int]:
-    """Rows and columns of patch centres, and their spacing, the same along both axes."""
-    height_px, width_px = image.shape[-2:]
-    least = config.min_spacing_patches * config.patch_px
-    spacing = math.ceil(max(least, max(height_px, width_px) / config.grid_per_side))
+def _grid(image: Tensor, config: MatcherConfig, *, learned: bool) -> Grid:
+    """The grid of the final matches."""
+    size = (image.shape[-2], image.shape[-1])
+    spacing = spacing_for(size, config.grid_per_side, config.min_spacing_patches * config.patch_px)
     # Half a search beyond the patch, so that the way back can be tested on both sides.
     half_px = config.patch_px // 2
     if learned:
         half_px = max(half_px, STRIDE * (config.learned_patch_cells // 2 + 1))
-    margin = half_px + config.fine_radius_px // 2
-    return _line(height_px, margin, spacing), _line(width_px, margin, spacing), spacing
-
-
-def _line(length: int, margin: int, spacing: int) -> range:
-    """Evenly spaced cells, centred in a length."""
-    room = length - 1 - 2 * margin
-    first = margin + room % spacing // 2
-    return range(first, length - margin, spacing)
-
-
-def _cells(rows: range, columns: range, b: int, device: torch.device) -> Int64[Tensor, "b n 2"]:
-    row = torch.arange(rows.start, rows.stop, rows.step, device=device)
-    column = torch.arange(columns.start, columns.stop, columns.step, device=device)
-    cell = torch.stack(torch.meshgrid(row, column, indexing="ij"), -1)
-    return cell.reshape(1, -1, 2).expand(b, -1, -1)
+    return centred_grid(size, half_px + config.fine_radius_px // 2, spacing)
 
 
 def _coarse_factor(shorter_px: int, radius_px: float, config: MatcherConfig) -> int:
@@ -207,26 +196,6 @@ def _coarse_factor(shorter_px: int, radius_px: float, config: MatcherConfig) -> 
     return _LEVELS[-1]
 
 
-def _usable(task: _Task) -> Bool[Tensor, "b n"]:
-    """Patches that are wholly on the ground, lit enough and textured."""
-    map_view, view, config = task.map_view, task.images.view, task.config
-    rows, columns = task.rows, task.columns
-    log_view = compress(view)
-    maps = torch.cat(
-        [map_view.hit[:, None].float(), map_view.lit[:, None].float(), log_view, log_view.square()],
-        1,
-    )
-    patch = config.patch_px
-    first_row, first_column = rows[0] - patch // 2, columns[0] - patch // 2
-    # The grid is regular: pooling with its spacing as stride visits exactly its patches.
-    maps = maps[..., first_row : rows[-1] + patch // 2 + 1, :]
-    maps = maps[..., first_column : columns[-1] + patch // 2 + 1]
-    hit, lit, mean, square = avg_pool2d(maps, patch, stride=task.spacing).flatten(2).unbind(1)
-    contrast = (square - mean.square()).clamp_min(0.0).sqrt()
-    whole = hit > 1 - 0.5 / patch**2
-    return whole & (lit >= config.min_lit_fraction) & (contrast >= config.min_contrast)
-
-
 def _coarse(
     images: Images, radius_px: float, channel: Channel | None, config: MatcherConfig
 ) -> Affine:
@@ -235,8 +204,7 @@ def _coarse(
     dense = images.at(channel or images.coarse_channel, factor)
     h, w = dense.view.shape[-2:]
     patch, spacing = config.coarse_patch_px, config.coarse_spacing_px
-    rows, columns = _line(h, patch // 2, spacing), _line(w, patch // 2, spacing)
-    cell = _cells(rows, columns, len(dense.view), dense.view.device)
+    cell = centred_grid((h, w), patch // 2, spacing).cells(len(dense.view), dense.view.device)
     radius = math.ceil(radius_px / factor) + 1
     surface = correlate(dense.view, dense.image, cell, cell, patch_px=patch, radius_px=radius)
     spread = math.ceil(config.distortion * max(h, w))
@@ -246,28 +214,92 @@ def _coarse(
 
 def _half(task: _Task, start_px: Tensor, channel: Channel) -> Float32[Tensor, "b n 2"]:
     """Displacement (u, v), px, refined at half resolution and held against the neighbours."""
-    config, cell = task.config, task.cell // 2
-    shift = (start_px / 2).round()
-    peaks = look(
+    config, shift = task.config, (start_px / 2).round()
+    peaks = _at_half(task, shift, channel, config.fine_radius_px)
+    residual_px = (shift + peaks.offset_px) * 2 - start_px
+    good = _good(peaks, config.min_score, config)
+    tolerance_px = config.fine_radius_px / 2
+    return start_px + smoothed_field(residual_px, good, task.grid.shape, tolerance_px)
+
+
+def _at_half(task: _Task, shift: Tensor, channel: Channel, radius_cells: int) -> Peaks:
+    """Peaks at half resolution about places that are shifted by (u, v) cells."""
+    cell = task.cell // 2
+    return look(
         task.images.at(channel, 2), cell, cell + shift.long().flip(-1),
-        patch_cells=config.patch_px, radius_cells=config.fine_radius_px,
+        patch_cells=task.config.patch_px, radius_cells=radius_cells,
     )  # fmt: skip
-    return _smoothed(task, start_px, shift, peaks, config.min_score)
 
 
-def _smoothed(
-    task: _Task, start_px: Tensor, shift: Tensor, peaks: Peaks, min_score: float
-) -> Float32[Tensor, "b n 2"]:
-    """Displacement (u, v), px, of peaks at half resolution, or of their neighbours' median."""
-    config = task.config
+def _good(peaks: Peaks, min_score: float, config: MatcherConfig) -> Bool[Tensor, "b n"]:
+    """Peaks that are high and single."""
     good = peaks.resolved & (peaks.score >= min_score)
-    good = good & (peaks.second_ratio <= config.max_second_ratio)
-    residual = (shift + peaks.offset_px) * 2 - start_px
-    return start_px + smoothed_field(residual, good, task.shape, config.fine_radius_px / 2)
+    return good & (peaks.second_ratio <= config.max_second_ratio)
 
 
-def _learned(task: _Task, start_px: Tensor) -> tuple[Matches, Float32[Tensor, "b n 2"]]:
-    """Matches by learned features, and the displacement (u, v), px, that they leave to refine."""
+def _middle(task: _Task) -> _Middle:
+    """Displacements by learned features at a quarter of the resolution, held against gradients.
+
+    Shading moves with the Sun, features should not: where the two say the same within what they
+    state, the Sun is as predicted. At a quarter both cost little.
+    """
+    config, factor = task.config, 2 * STRIDE
+    dense, cell = task.images.at(Channel.LEARNED, factor), task.cell // factor
+    patch, radius = config.middle_patch_cells, config.fine_radius_px // 2
+    there = look(dense, cell, cell, patch_cells=patch, radius_cells=radius)
+    good = _good(there, config.min_learned_score, config)
+    moved_px = factor * there.offset_px
+    start_px = smoothed_field(moved_px, good, task.grid.shape, factor * radius / 2)
+    shift = (start_px / 2).round()
+    shaded = _at_half(task, shift, Channel.SIGNED_GRADIENT, radius)
+    good = good & task.usable
+    both = good & _good(shaded, config.min_score, config)
+    place = cell.flip(-1) + 0.5 + there.offset_px
+    variance_px2 = stated_variance_px2(dense, cell, place, patch)
+    variance_px2 = variance_px2 + 4 * shaded.covariance_px2.diagonal(dim1=-2, dim2=-1).mean(-1)
+    apart_px = ((shift + shaded.offset_px) * 2 - moved_px).norm(dim=-1)
+    apart = torch.where(both, apart_px / variance_px2.sqrt(), torch.nan).nanmedian(-1).values
+    found, shared = good.sum(-1), both.sum(-1)
+    # Nothing shared is no number, and not less than any.
+    agree = (apart <= _APART_SIGMAS) & (shared >= _FEW) & (shared >= _KEPT_SHARE * found)
+    return _Middle(start_px, found, agree)
+
+
+def _chosen(task: _Task, middle: _Middle) -> Matches:
+    """Signed gradients where the Sun is as predicted, learned features elsewhere; by frame.
+
+    Gradients resolve finer, and errors of neighbours are less alike than at half resolution, which
+    a height of decimetres feels. A map that is much too coarse leaves few of them: then, too,
+    learned features are kept; and where these find hardly anything, whichever finds more. On a CPU
+    what no frame wants is not computed; an accelerator would have to be waited for.
+    """
+    gradients, wanted = None, middle.gradients_agree
+    if _may_any(wanted):
+        gradients = _fine(task, middle.start_px, Channel.SIGNED_GRADIENT)
+        wanted = wanted & (gradients.valid.sum(-1) >= _KEPT_SHARE * middle.found)
+        if not _may_any(~wanted):
+            return gradients
+    learned = _learned(task, middle.start_px)
+    count = learned.valid.sum(-1)
+    if gradients is None:
+        if not _may_any(count < _FEW):
+            return learned
+        gradients = _fine(task, middle.start_px, Channel.SIGNED_GRADIENT)
+    wanted = wanted | ((count < _FEW) & (gradients.valid.sum(-1) > count))
+    picked = []
+    for field in fields(Matches):
+        first, second = getattr(gradients, field.name), getattr(learned, field.name)
+        picked.append(torch.where(wanted.view(-1, *(1 for _ in first.shape[1:])), first, second))
+    return Matches(*picked)
+
+
+def _may_any(flags: Bool[Tensor, "b"]) -> bool:
+    """Whether any is true, or it would cost a wait to know."""
+    return flags.device.type != "cpu" or bool(flags.any())
+
+
+def _learned(task: _Task, start_px: Tensor) -> Matches:
+    """Refine with learned features, there and back, and judge."""
     config, dense = task.config, task.images.at(Channel.LEARNED, STRIDE)
     cell, patch, radius = task.cell // STRIDE, config.learned_patch_cells, config.fine_radius_px
     shift = (start_px / STRIDE).round()
@@ -279,14 +311,13 @@ def _learned(task: _Task, start_px: Tensor) -> tuple[Matches, Float32[Tensor, "b
     place = seen.flip(-1) + 0.5 + there.offset_px  # (u, v), cells
     stated = stated_variance_px2(dense, cell, place, patch)
     covariance_px2 = task.images.calibrated(STRIDE**2 * there.covariance_px2, stated)
-    valid = _usable(task) & _accepted(there, covariance_px2, config.min_learned_score, config)
+    valid = task.usable & _accepted(there, covariance_px2, config.min_learned_score, config)
     valid = valid & returned & (back_cells * STRIDE <= config.max_return_px)
     uv_map_px, point_L, _ = ground_of(task.map_view, cell, STRIDE)
-    matches = _matches(
+    return _matches(
         task, uv_map_px, place.double() * STRIDE, covariance_px2, there.score, point_L, valid,
         half_px=STRIDE * patch // 2, learned=True,
     )  # fmt: skip
-    return matches, _smoothed(task, start_px, shift, there, config.min_learned_score)
 
 
 def _fine(task: _Task, start_px: Tensor, channel: Channel) -> Matches:
@@ -298,7 +329,7 @@ def _fine(task: _Task, start_px: Tensor, channel: Channel) -> Matches:
     back_px, returned = look_back(dense, cell, seen, there, patch_cells=patch, radius_cells=radius)
     eye = torch.eye(2, device=cell.device)
     covariance_px2 = there.covariance_px2 + config.map_sigma_px**2 * eye
-    valid = _usable(task) & _accepted(there, covariance_px2, config.min_score, config)
+    valid = task.usable & _accepted(there, covariance_px2, config.min_score, config)
     valid = valid & returned & (back_px <= config.max_return_px)
     uv_map_px, point_L, _ = ground_of(task.map_view, cell, 1)
     place = seen.flip(-1).double() + 0.5 + there.offset_px.double()
@@ -344,42 +375,4 @@ def _accepted(
     uu, vv = covariance_px2[..., 0, 0], covariance_px2[..., 1, 1]
     uv = covariance_px2[..., 0, 1]
     worst = (uu + vv) / 2 + ((uu - vv).square() / 4 + uv.square()).sqrt()
-    return (
-        peaks.resolved
-        & (peaks.score >= min_score)
-        & (peaks.second_ratio <= config.max_second_ratio)
-        & (worst <= config.max_sigma_px**2)
-    )
-
-
-def _prefer(by_gradient: Matches, by_network: Matches, *, full_resolution: bool) -> Matches:
-    """Signed gradients where the Sun is as predicted and they are surer or wanted; by frame.
-
-    Where the network finds hardly anything, whichever finds more.
-    """
-    count, other = by_gradient.valid.sum(-1), by_network.valid.sum(-1)
-    surer = _typical_variance(by_gradient) < _typical_variance(by_network)
-    right = _agree(by_gradient, by_network)
-    chosen = torch.where(other < _FEW, count > other, right if full_resolution else right & surer)
-    picked = []
-    for field in fields(Matches):
-        first, second = getattr(by_gradient, field.name), getattr(by_network, field.name)
-        keep = chosen.view(-1, *(1 for _ in first.shape[1:]))
-        picked.append(torch.where(keep, first, second))
-    return Matches(*picked)
-
-
-def _agree(by_gradient: Matches, by_network: Matches) -> Bool[Tensor, " b"]:
-    """Whether gradients say of a frame what learned features say: the Sun is then as predicted."""
-    moved_px = by_gradient.uv_px - by_gradient.uv_map_px
-    apart_px = (moved_px - by_network.uv_px + by_network.uv_map_px).norm(dim=-1)
-    near = by_gradient.valid & by_network.valid & (apart_px < _AGREE_PX)
-    count, other = by_gradient.valid.sum(-1), by_network.valid.sum(-1)
-    return (near.sum(-1) >= _AGREE_SHARE * count) & (count >= _AGREE_SHARE * other)
-
-
-def _typical_variance(matches: Matches) -> Float64[Tensor, " b"]:
-    """Median over the valid matches of the mean variance of an axis, px^2; infinite without any."""
-    variance = matches.covariance_px2.diagonal(dim1=-2, dim2=-1).mean(-1)
-    median = torch.where(matches.valid, variance, torch.nan).nanmedian(-1).values
-    return torch.nan_to_num(median, nan=torch.inf)
+    return _good(peaks, min_score, config) & (worst <= config.max_sigma_px**2)

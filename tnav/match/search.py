@@ -13,11 +13,11 @@ from functools import cache
 import torch
 from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, grid_sample, pad
+from torch.nn.functional import avg_pool2d, pad
 
 from tnav.errors import ConfigError
-from tnav.match.channels import Channel, box_sum, features
-from tnav.match.correlate import Peaks, correlate, find_peaks
+from tnav.match.channels import Channel, features
+from tnav.match.correlate import Peaks, correlate, find_peaks, patch_means
 from tnav.match.network import MULTIPLE_PX, STRIDE, FeatureNet
 from tnav.records import Frame
 
@@ -201,15 +201,8 @@ def stated_variance_px2(
     """
     assert dense.view_log_sigma is not None
     assert dense.image_log_sigma is not None
-    half = patch_cells // 2
-    told, seen = (
-        box_sum(pad(x, (half, half, half, half), mode="replicate"), patch_cells) / patch_cells**2
-        for x in (dense.view_log_sigma, dense.image_log_sigma)
-    )
-    h, w = told.shape[-2:]
-    told = told.flatten(1).gather(1, cell[..., 0] * w + cell[..., 1])
-    at = torch.stack([2 * place[..., 0] / w - 1, 2 * place[..., 1] / h - 1], -1)
-    seen = grid_sample(seen, at[:, None], padding_mode="border", align_corners=False)[:, 0, 0]
+    told = patch_means(dense.view_log_sigma, cell, patch_cells)
+    seen = patch_means(dense.image_log_sigma, place.floor().long().flip(-1), patch_cells)
     return 0.5 * ((2 * told).exp() + (2 * seen).exp())
 
 
