@@ -2,6 +2,7 @@
 
 import math
 
+import kornia
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 from matching_scenes import fourier_shift, lowpass, relief, shade
 from torch import Tensor
 
-from tnav.match.channels import HAND_MADE, Channel, box_sum, features
+from tnav.match import correlate as correlate_module
+from tnav.match.channels import HAND_MADE, Channel, _gradient, box_sum, features
 from tnav.match.correlate import CORRELATED_SAMPLES, FIT_SIGMA_PX, OUTSIDE, correlate, find_peaks
 
 
@@ -67,13 +69,28 @@ def test_flat_patches_score_nothing() -> None:
         assert peaks.offset_px.isfinite().all()
 
 
-@given(st.integers(1, 9), st.integers(0, 2**31))
+@given(st.integers(1, 9), st.sampled_from([(12, 10), (10, 140)]), st.integers(0, 2**31))
 @settings(max_examples=20, deadline=None)
-def test_box_sum_is_a_convolution_with_ones(size: int, seed: int) -> None:
-    x = torch.randn(1, 2, 12, 10, generator=torch.Generator().manual_seed(seed))
+def test_box_sum_is_a_convolution_with_ones(size: int, sides: tuple[int, int], seed: int) -> None:
+    """Of a window and of an image, which are summed in different ways."""
+    x = torch.randn(1, 2, *sides, generator=torch.Generator().manual_seed(seed))
     kernel = torch.ones(2, 1, size, size, dtype=torch.float64)
     expected = torch.nn.functional.conv2d(x.double(), kernel, groups=2)
     torch.testing.assert_close(box_sum(x, size).double(), expected, atol=1e-5, rtol=0)
+
+
+def test_sums_within_windows_and_over_the_image_are_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    g = torch.Generator().manual_seed(5)
+    template, image = (torch.randn(2, 3, 60, 66, generator=g) for _ in range(2))
+    cell = torch.randint(0, 60, (2, 12, 2), generator=g)  # windows that leave the image, too
+    found = []
+    for overlap in (0, 1000):
+        monkeypatch.setattr(correlate_module, "_OVERLAP", overlap)
+        found.append(correlate(template, image, cell, cell, patch_px=15, radius_px=4))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=0)
+    assert (found[0] == OUTSIDE).any()
 
 
 def gaussian_surface(
@@ -166,3 +183,9 @@ def test_only_cfog_is_blind_to_reversed_contrast() -> None:
     assert score[Channel.CFOG] > 0.7
     assert score[Channel.SIGNED_GRADIENT] < -0.7
     assert score[Channel.LOCAL_CONTRAST] < -0.7
+
+
+def test_derivatives_are_those_of_sobel() -> None:
+    x = torch.rand(2, 1, 21, 17, generator=torch.Generator().manual_seed(2))
+    expected = kornia.filters.spatial_gradient(x).squeeze(1)
+    torch.testing.assert_close(_gradient(x), expected, atol=1e-6, rtol=0)

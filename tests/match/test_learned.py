@@ -95,15 +95,15 @@ def test_places_are_corners_of_pixels_with_the_mean_of_their_points(untrained: F
     torch.testing.assert_close(found.point_L, torch.stack([u, v, u * v], -1))
 
 
-def _told(count: int, agreeing: int, sigma_px: float, *, learned: bool) -> Matches:
-    """100 matches of one frame, the first so many valid, all but the agreeing ones 2 px away."""
-    uv_px = torch.rand(1, 100, 2, generator=torch.Generator().manual_seed(0)).double() * 500
-    away = torch.where(torch.arange(100) < agreeing, 0.0, 2.0).double()
-    eye = torch.eye(2, dtype=torch.float64).expand(1, 100, 2, 2)
+def _told(count: int, *, learned: bool) -> Matches:
+    """100 matches of one frame, the first so many valid."""
+    uv_px = (
+        torch.rand(1, 100, 2, generator=torch.Generator().manual_seed(int(learned))).double() * 500
+    )
     return Matches(
         uv_map_px=uv_px,
-        uv_px=uv_px + torch.stack([away, torch.zeros(100)], -1),
-        covariance_px2=sigma_px**2 * eye,
+        uv_px=uv_px + 1,
+        covariance_px2=torch.eye(2, dtype=torch.float64).expand(1, 100, 2, 2),
         score=torch.ones(1, 100),
         point_L=torch.zeros(1, 100, 3, dtype=torch.float64),
         valid=(torch.arange(100) < count)[None],
@@ -111,34 +111,64 @@ def _told(count: int, agreeing: int, sigma_px: float, *, learned: bool) -> Match
     )
 
 
+@pytest.mark.parametrize("device_waits", [False, True])
 @pytest.mark.parametrize(
-    ("gradients", "network", "full_resolution", "kept"),
+    ("agree", "found", "gradients", "network", "kept"),
     [
-        # valid, agreeing with the network's, sigma
-        ((100, 80, 0.1), (100, 0.2), False, True),
-        ((100, 79, 0.1), (100, 0.2), False, False),  # too many say something else
-        ((80, 80, 0.1), (100, 0.2), False, True),
-        ((79, 79, 0.1), (100, 0.2), False, False),  # too many were lost
-        ((100, 100, 0.2), (100, 0.19), False, False),  # the network is surer
-        ((100, 100, 0.2), (100, 0.19), True, True),  # which does not matter to the finish
-        ((100, 79, 0.1), (100, 0.2), True, False),
-        ((13, 0, 0.3), (11, 0.1), False, True),  # too few learned ones to judge by
-        ((13, 0, 0.3), (12, 0.1), False, False),
-        ((10, 0, 0.1), (11, 0.3), True, False),  # of two that are few, the more
+        (True, 100, 50, 100, True),
+        (True, 100, 49, 100, False),  # too many were lost
+        (False, 100, 100, 100, False),
+        (False, 100, 12, 11, True),  # too few learned ones
+        (False, 100, 13, 12, False),
+        (False, 100, 10, 11, False),  # of two that are few, the more
+        (True, 100, 10, 11, False),
+        (True, 30, 15, 11, True),
     ],
 )
 def test_which_matches_a_frame_keeps(
-    gradients: tuple[int, int, float],
-    network: tuple[int, float],
-    full_resolution: bool,
+    agree: bool,
+    found: int,
+    gradients: int,
+    network: int,
     kept: bool,
+    device_waits: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    one = _told(*gradients, learned=False)
-    other = _told(network[0], 100, network[1], learned=True)
-    found = matcher._prefer(one, other, full_resolution=full_resolution)
-    assert bool(found.learned[0]) is not kept
-    assert torch.equal(found.valid, (one if kept else other).valid)
-    assert torch.equal(found.uv_px, (one if kept else other).uv_px)
+    """The same whether what is not wanted is left out, as on a CPU, or not, as on accelerators."""
+    one, other = _told(gradients, learned=False), _told(network, learned=True)
+    monkeypatch.setattr(matcher, "_fine", lambda *_: one)
+    monkeypatch.setattr(matcher, "_learned", lambda *_: other)
+    if device_waits:
+        monkeypatch.setattr(matcher, "_may_any", lambda flags: True)
+    middle = matcher._Middle(torch.zeros(1, 100, 2), torch.tensor([found]), torch.tensor([agree]))
+    picked = matcher._chosen(object.__new__(matcher._Task), middle)
+    assert bool(picked.learned[0]) is not kept
+    assert torch.equal(picked.valid, (one if kept else other).valid)
+    assert torch.equal(picked.uv_px, (one if kept else other).uv_px)
+
+
+@pytest.mark.parametrize(("seed", "turn", "agree"), [(31, 0, True), (31, 1, False), (32, 2, False)])
+def test_gradients_agree_under_the_true_sun_alone(
+    shipped: FeatureNet, seed: int, turn: int, agree: bool
+) -> None:
+    view, image = under_suns(SHIFT, seed, turn)
+    found = match(view, image, search_radius_px=6.0, network=shipped)
+    assert bool(found.learned[0]) is not agree
+    assert found.valid.float().mean() > 0.3
+
+
+def test_frames_of_a_batch_choose_for_themselves(shipped: FeatureNet) -> None:
+    pairs = [under_suns(SHIFT, 31, turn) for turn in (0, 2)]
+    names = [f.name for f in dataclasses.fields(Frame) if f.name != "surface"]
+    views = Frame(**{n: torch.cat([getattr(view, n) for view, _ in pairs]) for n in names})
+    both = match(
+        views, torch.cat([image for _, image in pairs]), search_radius_px=6.0, network=shipped
+    )
+    assert both.learned.tolist() == [False, True]
+    for k, (view, image) in enumerate(pairs):
+        alone = match(view, image, search_radius_px=6.0, network=shipped)
+        assert torch.equal(alone.valid[0], both.valid[k])
+        torch.testing.assert_close(alone.uv_px[0], both.uv_px[k], atol=1e-3, rtol=0)
 
 
 def test_nothing_of_another_picture_is_kept(untrained: FeatureNet) -> None:
