@@ -140,11 +140,11 @@ def test_a_run_resumes(scenes: CaseScenes, tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(bench_match, "methods_at_hand", at_hand)
 
-    def run(pairs: int, rows: list[str]) -> list[dict[str, object]]:
+    def run(pairs: int, rows: list[str], other_pairs: int | None = None) -> list[dict[str, object]]:
         matched.clear()
         table = measure_match(
             CPU, quick=False, pairs=pairs, methods=None, say=lambda _: None, rows=rows,
-            out=tmp_path,
+            out=tmp_path, other_pairs=other_pairs,
         )  # fmt: skip
         return [row.as_dict() for row in table]
 
@@ -153,8 +153,15 @@ def test_a_run_resumes(scenes: CaseScenes, tmp_path: Path, monkeypatch: pytest.M
     assert {p.name for p in tmp_path.iterdir()} == {"true-sun.jsonl", "blank.jsonl"}
     assert run(1, ["true-sun", "blank"]) == first
     assert matched == []
+    alone = run(2, ["true-sun"], other_pairs=1)
+    assert matched == ["tnav"]
+    counts = {str(row["name"]): row["n"] for row in alone}
+    case = "true Sun, map 1-4 x coarser"
+    assert counts[f"{case}: tnav: solved"] == 2
+    assert counts[f"{case}: {AGAIN}: solved"] == counts[f"{case}: sift: solved"] == 1
+    assert counts[f"first: {case}"] == 1
     longer = run(2, ["true-sun"])
-    assert matched.count("sift") == 1
+    assert sorted(matched) == ["sift", "tnav", "tnav"]  # again, for its second round
     solved = [row for row in longer if str(row["name"]).endswith("coarser: sift: solved")]
     assert [row["n"] for row in solved] == [2]
     # The table tells what was asked for, however much lies in the folder.

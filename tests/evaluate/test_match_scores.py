@@ -112,8 +112,12 @@ def test_shares_limits_and_who_is_first() -> None:
 
     (first,) = first_rows([TRUE_SUN], [*ours, *theirs], "cpu")
     assert first.value == "tnav (median error: cfog 0.100 px, tnav 0.200 px)"
-    (first,) = first_rows([TRUE_SUN], [*worse, *theirs[:3]], "cpu") or (None,)
-    assert first is None  # another number of pairs is another contest
+    assert first.n == 4
+    late_one = [*ours[:3], dataclasses.replace(ours[3], error_px=(9.0,))]
+    (first,) = first_rows([TRUE_SUN], [*late_one, *theirs[:3]], "cpu")
+    assert first.n == 3  # what not all have seen is no part of the contest
+    assert "within" not in str(first.value)
+    assert first_rows([TRUE_SUN], [*ours[:2], *theirs[2:]], "cpu") == []
     again = [dataclasses.replace(s, method=AGAIN, error_px=(0.01,)) for s in ours]
     (first,) = first_rows([TRUE_SUN], [*ours, *again, *theirs], "cpu")
     assert "again" not in str(first.value)

@@ -92,6 +92,9 @@ def evaluate(
     device: Annotated[str, typer.Option(help="of a model: auto, cpu or cuda")] = "auto",
     quick: Annotated[bool, typer.Option("--quick", help="of a model: minutes, few pairs")] = False,
     pairs: Annotated[int | None, typer.Option(min=1, help="of a model: a case")] = None,
+    other_pairs: Annotated[
+        int | None, typer.Option(min=1, help="of a model: a case, for the other methods")
+    ] = None,
     scores: Annotated[
         Path | None, typer.Option(help="of a model: folder that keeps the scores of pairs")
     ] = None,
@@ -101,9 +104,11 @@ def evaluate(
     Exit status 1 where a limit is missed.
     """
     if (folder / "model.yaml").is_file():
-        rows = _measured(folder, device, quick, pairs, scores)
-    elif quick or pairs is not None or scores is not None:
-        raise ConfigError(f"{folder}: --quick, --pairs and --scores go with a model's folder")
+        rows = _measured(folder, device, quick, pairs, other_pairs, scores)
+    elif quick or any(option is not None for option in (pairs, other_pairs, scores)):
+        raise ConfigError(
+            f"{folder}: --quick, --pairs, --other-pairs and --scores go with a model's folder"
+        )
     else:
         from tnav.evaluate.limits import rows_of
         from tnav.evaluate.metrics import score_folder
@@ -155,6 +160,9 @@ def bench(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="five minutes at most (match)")] = False,
     pairs: Annotated[int | None, typer.Option(min=1, help="of each row (match)")] = None,
+    other_pairs: Annotated[
+        int | None, typer.Option(min=1, help="of each row, for all methods but tnav (match)")
+    ] = None,
     method: Annotated[list[str] | None, typer.Option(help="one of several (match)")] = None,
     row: Annotated[list[str] | None, typer.Option(help="one of several (match)")] = None,
 ) -> None:
@@ -171,10 +179,12 @@ def bench(
 
         rows = measure_match(
             resolve_device(device), quick=quick, pairs=pairs, methods=method, say=say, rows=row,
-            out=out,
+            out=out, other_pairs=other_pairs,
         )  # fmt: skip
-    elif quick or pairs is not None or method or row:
-        raise ConfigError(f"bench {name}: --quick, --pairs, --method and --row go with 'match'")
+    elif quick or pairs is not None or other_pairs is not None or method or row:
+        raise ConfigError(
+            f"bench {name}: --quick, --pairs, --other-pairs, --method and --row go with 'match'"
+        )
     elif out is None:
         rows = measure(name, resolve_device(device), seeds, say)
     elif name == "relief":
@@ -227,7 +237,12 @@ def _run(scenario: str, out: Path, device: str, seed: int, healthy: bool) -> "Ru
 
 
 def _measured(
-    folder: Path, device: str, quick: bool, pairs: int | None, scores: Path | None
+    folder: Path,
+    device: str,
+    quick: bool,
+    pairs: int | None,
+    other_pairs: int | None,
+    scores: Path | None,
 ) -> "list[Row]":
     from tnav.evaluate.model_card import score_model
     from tnav.evaluate.scenario import resolve_device
@@ -236,7 +251,9 @@ def _measured(
         print(text, file=sys.stderr)
 
     where = resolve_device(device)
-    return score_model(folder, where, quick=quick, pairs=pairs, scores=scores, say=say)
+    return score_model(
+        folder, where, quick=quick, pairs=pairs, scores=scores, say=say, other_pairs=other_pairs
+    )
 
 
 def _write_report(folder: Path) -> None:

@@ -56,6 +56,7 @@ def measure_match(
     say: Say,
     rows: Sequence[str] | None = None,
     out: Path | None = None,
+    other_pairs: int | None = None,
 ) -> list[Row]:
     """Compare matchers on test regions.
 
@@ -71,6 +72,8 @@ def measure_match(
             so that a long run may be cut into slices and several may run side by side on different
             rows. The digest in it holds recipe and weights, not the code: after a change of code
             take another folder.
+        other_pairs: of each row for all but the shipped matcher, and for its own second round;
+            as many as it when absent.
 
     Raises:
         ConfigError: an unknown method or row, or damaged weights.
@@ -84,6 +87,7 @@ def measure_match(
     if not at_hand:
         raise ConfigError("no method at hand; expected one of those that need no weights")
     count = (_QUICK_PAIRS if quick else _PAIRS) if pairs is None else pairs
+    others = count if other_pairs is None else min(count, other_pairs)
     scenes = CaseScenes(device, quick=quick)
     found: list[Row] = []
     if timed:
@@ -98,7 +102,7 @@ def measure_match(
             break
         say(f"pair {index + 1} of {count}, {start_s:.0f} s")
         for case in cases:
-            _measure_pair(scenes, case, index, at_hand, keeper)
+            _measure_pair(scenes, case, index, at_hand, keeper, alone=index >= others)
         last_s = time.perf_counter() - began - start_s
     scores, where = keeper.of_methods(at_hand), str(device)
     if lost:
@@ -182,24 +186,27 @@ def _scored_as(method: Method) -> tuple[str, ...]:
 
 
 def _measure_pair(
-    scenes: CaseScenes, case: MatchCase, index: int, methods: Sequence[Method], keeper: _Keeper
+    scenes: CaseScenes,
+    case: MatchCase,
+    index: int,
+    methods: Sequence[Method],
+    keeper: _Keeper,
+    *,
+    alone: bool,
 ) -> None:
-    """All methods on one pair, save what was measured before."""
+    """All methods on one pair, or the shipped one alone, save what was measured before."""
     digest = case.digest(index, scenes.regions)
     keys = {method.name: f"{digest}/{method.identity}" for method in methods}
-    due = [
-        method
-        for method in methods
-        if not all(
-            keeper.recall(case.slug, index, name, keys[method.name])
-            for name in _names(method, case)
-        )
-    ]
+    due: dict[str, Method] = {}
+    for method in methods:
+        for name in _names(method, case, alone=alone):
+            if not keeper.recall(case.slug, index, name, keys[method.name]):
+                due[name] = method
     if not due:
         return
     scene = scenes.scene(case, index)
     blank = PairScore(case.slug, index, "", "", scenes.kind(scene), "", None, (), 0.0)
-    for method in due:
+    for method in dict.fromkeys(due.values()):
         began = time.perf_counter()
         matches = method.match(scene.map_view, scene.image, case.search_radius_px)
         seconds = round(time.perf_counter() - began, 4)
@@ -209,12 +216,14 @@ def _measure_pair(
             error_px=errors, seconds=seconds,
         )  # fmt: skip
         keeper.add(score)
-        if AGAIN in _names(method, case):
+        if AGAIN in due and method.name == TNAV:
             keeper.add(_again(scene, case, method, score, pose))
 
 
-def _names(method: Method, case: MatchCase) -> tuple[str, ...]:
-    """What a method is scored as on a row."""
+def _names(method: Method, case: MatchCase, *, alone: bool) -> tuple[str, ...]:
+    """What a method is scored as on a pair of a row."""
+    if alone:
+        return (TNAV,) if method.name == TNAV else ()
     return _scored_as(method) if case.answerable else (method.name,)
 
 

@@ -50,25 +50,31 @@ def first_rows(cases: Sequence[MatchCase], scores: Sequence[PairScore], device: 
     """Which method leads each row: by solved pairs, then matches within 3 px, then median error.
 
     Where another one leads, or is ahead of the shipped matcher in any of the three, it is named.
-    Methods that were not run on all of the pairs are not compared.
+    They are compared on the pairs that all of them saw.
     """
     rows = []
     for case in cases:
-        ranks = _ranks([s for s in scores if s.case == case.slug]) if case.answerable else {}
-        if len(ranks) < 2:
+        shared = _shared([s for s in scores if s.case == case.slug]) if case.answerable else {}
+        if len(shared) < 2:
             continue
+        ranks = {method: rank(chosen) for method, chosen in shared.items()}
         leader = max(ranks, key=lambda name: (ranks[name], name == TNAV))
-        n = sum(s.case == case.slug and s.method == leader for s in scores)
+        n = len(shared[leader])
         said = f"{leader}{_ahead(ranks)}"
         rows.append(Row(f"first: {case.name}", said, "", None, None, n, device))
     return rows
 
 
-def _ranks(scores: Sequence[PairScore]) -> dict[str, tuple[float, float, float]]:
-    """Sort keys of the methods that saw all pairs of a row; a second round is another contest."""
-    chosen = [(m, s) for m, s in _by_method(scores) if m == TNAV or not m.startswith(f"{TNAV},")]
-    most = max((len(s) for _, s in chosen), default=0)
-    return {method: rank(each) for method, each in chosen if len(each) == most}
+def _shared(scores: Sequence[PairScore]) -> dict[str, list[PairScore]]:
+    """Scores by method, of the pairs that all have; a second round is another contest."""
+    by_method = {
+        m: chosen for m, chosen in _by_method(scores) if m == TNAV or not m.startswith(f"{TNAV},")
+    }
+    seen = [{s.index for s in chosen} for chosen in by_method.values()]
+    common = set.intersection(*seen) if seen else set()
+    if not common:
+        return {}
+    return {m: [s for s in chosen if s.index in common] for m, chosen in by_method.items()}
 
 
 def _ahead(ranks: dict[str, tuple[float, float, float]]) -> str:

@@ -85,6 +85,7 @@ def score_model(
     pairs: int | None,
     scores: Path | None,
     say: Say,
+    other_pairs: int | None = None,
 ) -> list[Row]:
     """Measure a model as `tnav bench match` does; writes ``metrics.json`` and the card's figures.
 
@@ -95,6 +96,7 @@ def score_model(
         pairs: of each case; as `measure_match` has it when absent.
         scores: folder of scores of pairs; what is there already is not measured again.
         say: takes progress.
+        other_pairs: of each case for the other methods.
 
     Raises:
         ConfigError: the model does not load, is not the one that the matcher uses, or has no card.
@@ -107,13 +109,17 @@ def score_model(
             f"name it {DEFAULT_MODEL} and set TNAV_MODELS to the folder that holds it"
         )
     _filled(_read_card(folder), dict.fromkeys(_BLOCKS, ""))  # before the hours, not after them
-    rows = measure_match(device, quick=quick, pairs=pairs, methods=None, say=say, out=scores)
+    rows = measure_match(
+        device, quick=quick, pairs=pairs, methods=None, say=say, out=scores,
+        other_pairs=other_pairs,
+    )  # fmt: skip
     counts = [row.n for row in rows if row.name.endswith(f": {SOLVED}")]
     if not counts:
         raise ConfigError(
             f"{folder}: not one pair was measured in the time of --quick; leave it out"
         )
     options = (" --quick" if quick else "") + (f" --pairs {pairs}" if pairs else "")
+    options += f" --other-pairs {other_pairs}" if other_pairs else ""
     metrics = Metrics(
         model=contract.name,
         weights_sha256=contract.sha256,
