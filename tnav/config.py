@@ -28,6 +28,22 @@ def datasets_dir() -> Path:
     return Path(os.environ.get("TNAV_DATASETS", _ROOT / "datasets"))
 
 
+def find_recipe(name_or_path: str, folder: str, what: str) -> Path:
+    """A recipe by its name in a folder of the datasets, or by path.
+
+    Raises:
+        ConfigError: no recipe of that name; those that are there are named.
+    """
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    path = datasets_dir() / folder / f"{name_or_path}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        raise ConfigError(f"{what} '{name_or_path}': not found; known: {known}; or give a path")
+    return path
+
+
 def load_recipe(path: Path, model: type[RecipeT]) -> RecipeT:
     """Read a YAML recipe.
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from tnav.config import Recipe, datasets_dir, load_recipe
+from tnav.config import Recipe, datasets_dir, find_recipe, load_recipe
 from tnav.errors import ConfigError
 from tnav.evaluate.scenario import CameraRecipe, Scenario, Seed, load_scenario
 from tnav.geometry.moon import LocalFrame
@@ -284,18 +284,13 @@ def load_render_recipe(name_or_path: str) -> RenderRecipe:
     Raises:
         ConfigError: no such recipe, or one that does not fit; file, line and field are named.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = datasets_dir() / "renders" / f"{name_or_path}.yaml"
-        if not path.exists():
-            if (datasets_dir() / "scenarios" / path.name).exists():
-                raise ConfigError(
-                    f"'{name_or_path}' is a scenario: say at which times of it (--at T, in s)"
-                )
-            known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
-            raise ConfigError(
-                f"render recipe '{name_or_path}': not found; known: {known}; or give a path"
-            )
+    file = f"{name_or_path}.yaml"
+    of_flight, of_renders = (datasets_dir() / k / file for k in ("scenarios", "renders"))
+    if of_flight.exists() and not of_renders.exists():
+        raise ConfigError(
+            f"'{name_or_path}' is a scenario: say at which times of it (--at T, in s)"
+        )
+    path = find_recipe(name_or_path, "renders", "render recipe")
     recipe = load_recipe(path, RenderRecipe)
     return resolved(_with_paths_from(recipe, path.parent))
 

@@ -1,13 +1,12 @@
 """A scenario: everything that a run depends on, in one YAML recipe."""
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated
 
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from tnav.config import Recipe, datasets_dir, load_recipe
+from tnav.config import Recipe, find_recipe, load_recipe
 from tnav.errors import ConfigError, DeviceError
 from tnav.geometry.camera import Camera
 from tnav.geometry.distortion import BrownConrady, Fisheye
@@ -166,15 +165,7 @@ def load_scenario(name_or_path: str) -> Scenario:
     Raises:
         ConfigError: no such scenario, or one that does not fit; file, line and field are named.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = datasets_dir() / "scenarios" / f"{name_or_path}.yaml"
-        if not path.exists():
-            known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
-            raise ConfigError(
-                f"scenario '{name_or_path}': not found; known: {known}; or give a path"
-            )
-    return load_recipe(path, Scenario)
+    return load_recipe(find_recipe(name_or_path, "scenarios", "scenario"), Scenario)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -4,12 +4,11 @@ import hashlib
 import json
 import math
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from tnav.config import Recipe, datasets_dir, load_recipe
+from tnav.config import Recipe, find_recipe, load_recipe
 from tnav.errors import ConfigError
 from tnav.learn.pairs import PairRecipe
 from tnav.learn.regions import Split, load_splits
@@ -169,15 +168,7 @@ def load_training(name_or_path: str) -> TrainRecipe:
     Raises:
         ConfigError: no such recipe, or one that does not fit; file, line and field are named.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = datasets_dir() / "training" / f"{name_or_path}.yaml"
-        if not path.exists():
-            known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
-            raise ConfigError(
-                f"training recipe '{name_or_path}': not found; known: {known}; or give a path"
-            )
-    return load_recipe(path, TrainRecipe)
+    return load_recipe(find_recipe(name_or_path, "training", "training recipe"), TrainRecipe)
 
 
 def _canonical(content: dict[str, Any]) -> bytes:
