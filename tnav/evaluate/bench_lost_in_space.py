@@ -10,15 +10,18 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
 from tnav.evaluate.limits import Row
-from tnav.evaluate.lost_in_space import AltitudeBand, Located, locate
+from tnav.evaluate.lost_in_space import AltitudeBand, locate
 from tnav.evaluate.map_index import LEVEL_R_L_V, MapIndex
+from tnav.evaluate.match_methods import TNAV
+from tnav.evaluate.match_scores import PairScore, append_score, read_scores
 from tnav.geometry.camera import Camera
 from tnav.geometry.pose import Pose, so3_exp
 from tnav.geometry.sun import direction_L
@@ -69,15 +72,41 @@ _CASES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    located: Located
-    error_px: float | None  # of the position, in three dimensions, over the pixel's ground
-    cpu_s: float
+SLUG = "lost-in-space"  # of its row, and of the file of its scores
+
+
+class _Keeper:
+    """Scores of images, in memory and, where asked for, in a file that a later run goes on with.
+
+    A score's ``grid_px`` is the error of the position, in three dimensions, over the pixel's
+    ground; its ``seconds`` are those of the CPU.
+    """
+
+    def __init__(self, out: Path | None, identity: str) -> None:
+        self._path = None if out is None else out / f"{SLUG}.jsonl"
+        self._identity = identity
+        held = [] if self._path is None else read_scores(self._path)
+        self._held = {(s.group, s.index, s.key): s for s in held}
+
+    def score(self, group: str, index: int, measure: Callable[[], PairScore]) -> PairScore:
+        """What was measured before, or is now."""
+        name = (group, index, self._identity)
+        if name not in self._held:
+            found = replace(measure(), group=group, index=index, key=self._identity)
+            self._held[name] = found
+            if self._path is not None:
+                append_score(self._path, found)
+        return self._held[name]
 
 
 def measure_lost_in_space(
-    describe: Describe, device: torch.device, pairs: int, say: Say
+    describe: Describe,
+    device: torch.device,
+    pairs: int,
+    say: Say,
+    *,
+    out: Path | None = None,
+    identity: str = "",
 ) -> list[Row]:
     """Share of images that are placed right, placed wrong and refused; and what that costs.
 
@@ -86,7 +115,13 @@ def measure_lost_in_space(
         device: to work on.
         pairs: images of the mapped ground, over all cases; a quarter as many of other ground.
         say: told what goes on.
+        out: folder of scores; images that are in it are not looked up again.
+        identity: of the descriptors: scores of others are not taken.
+
+    Raises:
+        RunFileError: a file of scores that cannot be read.
     """
+    keeper = _Keeper(out, identity)
     regions = {r.name: r for r in load_splits().regions if r.name in {c.region for c in _CASES}}
     grounds = {}
     for name, region in regions.items():
@@ -100,10 +135,9 @@ def measure_lost_in_space(
         index = MapIndex.build(terrain_map.to(device), describe, sun_L)
         other = next(name for name in grounds if name != case.region)
         count = len(range(k, pairs, len(_CASES)))
-        own = _try(grounds[case.region].to(device), index, count, 10 * k + 1, say)
-        strange = _try(
-            grounds[other].to(device), index, math.ceil(count / _STRANGERS), 10 * k + 2, say
-        )
+        own = _try(grounds[case.region].to(device), index, count, 10 * k + 1, keeper, case, say)
+        strangers = math.ceil(count / _STRANGERS)
+        strange = _try(grounds[other].to(device), index, strangers, 10 * k + 2, keeper, case, say)
         rows += _rows_of_case(case, own, index, str(device))
         all_own += own
         all_strange += strange
@@ -123,35 +157,63 @@ def _map_of(truth: Terrain, case: _Case, region: Region) -> Terrain:
     return terrain
 
 
-def _try(truth: Terrain, index: MapIndex, count: int, seed: int, say: Say) -> list[_Outcome]:
+def _try(
+    truth: Terrain,
+    index: MapIndex,
+    count: int,
+    seed: int,
+    keeper: _Keeper,
+    case: _Case,
+    say: Say,
+) -> list[PairScore]:
     """Images of a ground, looked up. Whether the index is of the same ground is the caller's."""
     generator = torch.Generator().manual_seed(seed)
     contrast, wavelengths_m = _ALBEDO
     albedo = AlbedoField.draw(seed, contrast=contrast, wavelengths_m=wavelengths_m)
     albedo = albedo.to(truth.device)
-    ground_m = index.ground_altitude_m
-    band = AltitudeBand(_BAND_M[0] + ground_m, _BAND_M[1] + ground_m)
-    map_error = MapErrorModel(_VERTICAL_RMS_M, _CORRELATION_M)
-    outcomes = []
+    scores = []
     for k in range(count):
         say(f"image {k + 1} of {count}")
         pose, height_m = draw_pose(truth, generator)
-        image = _photograph(truth, index, pose, albedo, seed=1000 * seed + k)
         error_rad = _ATTITUDE_SIGMA_RAD * torch.randn(1, 3, generator=generator).double()
-        tracked = so3_exp(error_rad.to(truth.device)) @ pose.R_L_C
-        began = time.process_time()
-        located = locate(
-            image, _CAMERA, tracked, band, index,
-            attitude_sigma_rad=_ATTITUDE_SIGMA_RAD, map_error=map_error, seed=k,
-        )  # fmt: skip
-        cpu_s = time.process_time() - began
-        found_L = located.fix.position_L
-        error_px = None
-        if located.fix.status is FixStatus.OK and found_L is not None:
-            error_m = float((found_L - pose.position_L[0].cpu()).norm())
-            error_px = error_m / _CAMERA.ground_sample_distance_m(height_m)
-        outcomes.append(_Outcome(located, error_px, cpu_s))
-    return outcomes
+
+        def measure(
+            k: int = k,
+            pose: Pose = pose,
+            height_m: float = height_m,
+            error_rad: Tensor = error_rad,
+        ) -> PairScore:
+            image = _photograph(truth, index, pose, albedo, seed=1000 * seed + k)
+            tracked = so3_exp(error_rad.to(truth.device)) @ pose.R_L_C
+            return _looked_up(index, image, pose, tracked, height_m, k)
+
+        scores.append(keeper.score(f"{case.name}, seed {seed}", k, measure))
+    return scores
+
+
+def _looked_up(
+    index: MapIndex,
+    image: Float32[Tensor, "1 1 h w"],
+    pose: Pose,
+    tracked_R_L_C: Float64[Tensor, "1 3 3"],
+    height_m: float,
+    seed: int,
+) -> PairScore:
+    """Where an image is found, held against the truth."""
+    ground_m = index.ground_altitude_m
+    began = time.process_time()
+    located = locate(
+        image, _CAMERA, tracked_R_L_C, AltitudeBand(_BAND_M[0] + ground_m, _BAND_M[1] + ground_m),
+        index, attitude_sigma_rad=_ATTITUDE_SIGMA_RAD,
+        map_error=MapErrorModel(_VERTICAL_RMS_M, _CORRELATION_M), seed=seed,
+    )  # fmt: skip
+    cpu_s = round(time.process_time() - began, 3)
+    found_L, status = located.fix.position_L, located.fix.status
+    error_px = None
+    if status is FixStatus.OK and found_L is not None:
+        error_m = float((found_L - pose.position_L[0].cpu()).norm())
+        error_px = error_m / _CAMERA.ground_sample_distance_m(height_m)
+    return PairScore(SLUG, 0, TNAV, "", "", status.value, error_px, (), cpu_s)
 
 
 def draw_pose(truth: Terrain, generator: torch.Generator) -> tuple[Pose, float]:
@@ -186,8 +248,8 @@ def _photograph(
     return expose(view.image, Detector(), seed, camera=_CAMERA)
 
 
-def _rows_of_case(case: _Case, own: list[_Outcome], index: MapIndex, device: str) -> list[Row]:
-    errors = [o.error_px for o in own if o.error_px is not None]
+def _rows_of_case(case: _Case, own: list[PairScore], index: MapIndex, device: str) -> list[Row]:
+    errors = [o.grid_px for o in own if o.grid_px is not None]
     within = 100 * sum(e < WITHIN_PX for e in errors) / max(len(own), 1)
     median = round(statistics.median(errors), 2) if errors else None
     name, n = f"lost in space, {case.name}", len(own)
@@ -201,12 +263,12 @@ def _rows_of_case(case: _Case, own: list[_Outcome], index: MapIndex, device: str
     ]
 
 
-def _rows_of_all(own: list[_Outcome], strange: list[_Outcome], device: str) -> list[Row]:
-    right = sum(o.error_px is not None and o.error_px < WITHIN_PX for o in own)
-    wrong = sum(o.error_px is not None and o.error_px >= WITHIN_PX for o in own)
-    refused = sum(o.error_px is None for o in own)
-    strange_wrong = sum(o.error_px is not None for o in strange)
-    cpu_s = round(statistics.median(o.cpu_s for o in own), 2) if own else None
+def _rows_of_all(own: list[PairScore], strange: list[PairScore], device: str) -> list[Row]:
+    right = sum(o.grid_px is not None and o.grid_px < WITHIN_PX for o in own)
+    wrong = sum(o.grid_px is not None and o.grid_px >= WITHIN_PX for o in own)
+    refused = sum(o.grid_px is None for o in own)
+    strange_wrong = sum(o.grid_px is not None for o in strange)
+    cpu_s = round(statistics.median(o.seconds for o in own), 2) if own else None
     n, share = len(own), right / max(len(own), 1)
     least = f">= {100 * _LEAST_SHARE:g}"
     name = "lost in space, 100 x 100 km"

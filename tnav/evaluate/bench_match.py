@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tnav.errors import ConfigError
 from tnav.estimate.pnp import solve_pose
+from tnav.evaluate.bench_lost_in_space import SLUG as LOST_ROW
 from tnav.evaluate.bench_lost_in_space import measure_lost_in_space
 from tnav.evaluate.limits import Row
 from tnav.evaluate.match_cases import CaseScenes, MatchCase, named_cases
@@ -38,7 +39,7 @@ from tnav.render.renderer import render
 
 Say = Callable[[str], None]
 AGAIN = f"{TNAV}, view rendered again"
-TIME_ROW, LOST_ROW = "time", "lost-in-space"
+TIME_ROW = "time"
 _PAIRS, _QUICK_PAIRS = 200, 6
 _QUICK_SECONDS = 280.0  # no pair is begun that would end after this, were it as slow as the last
 _GRID_PER_SIDE = 16
@@ -106,7 +107,7 @@ def measure_match(
         last_s = time.perf_counter() - began - start_s
     scores, where = keeper.of_methods(at_hand), str(device)
     if lost:
-        found += _lost_rows(device, count, say)
+        found += _lost_rows(device, count, say, out)
     for case in cases:
         found += case_rows(case, [s for s in scores if s.case == case.slug], where)
     return [*found, *wrong_rows(scores, where), *first_rows(cases, scores, where)]
@@ -244,11 +245,12 @@ def _again(
     )
 
 
-def _lost_rows(device: torch.device, pairs: int, say: Say) -> list[Row]:
+def _lost_rows(device: torch.device, pairs: int, say: Say, out: Path | None) -> list[Row]:
     """Without a prior position: by the shipped network, or by gradients where there is none."""
     model = default_model(device)
     describe = describe_gradients if model is None else describe_with(model.network)
-    return measure_lost_in_space(describe, device, pairs, say)
+    identity = "gradients" if model is None else model.contract.sha256
+    return measure_lost_in_space(describe, device, pairs, say, out=out, identity=identity)
 
 
 def _time_rows(scenes: CaseScenes, quick: bool) -> list[Row]:
