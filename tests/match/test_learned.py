@@ -157,6 +157,26 @@ def test_gradients_agree_under_the_true_sun_alone(
     assert found.valid.float().mean() > 0.3
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("_APART_SIGMAS", 0.0), ("_FEW", 10_000), ("_KEPT_SHARE", 1.01)]
+)
+def test_each_condition_alone_keeps_gradients_out(
+    shipped: FeatureNet, name: str, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view, image = under_suns(SHIFT, 31, 0)
+    chosen, agree = matcher._chosen, []
+
+    def spy(task: matcher._Task, middle: matcher._Middle) -> Matches:
+        agree.append(bool(middle.gradients_agree))
+        return chosen(task, middle)
+
+    monkeypatch.setattr(matcher, "_chosen", spy)
+    match(view, image, search_radius_px=6.0, network=shipped)
+    monkeypatch.setattr(matcher, name, value)
+    match(view, image, search_radius_px=6.0, network=shipped)
+    assert agree == [True, False]
+
+
 def test_frames_of_a_batch_choose_for_themselves(shipped: FeatureNet) -> None:
     pairs = [under_suns(SHIFT, 31, turn) for turn in (0, 2)]
     names = [f.name for f in dataclasses.fields(Frame) if f.name != "surface"]
