@@ -72,7 +72,6 @@ def test_flat_patches_score_nothing() -> None:
 @given(st.integers(1, 9), st.sampled_from([(12, 10), (10, 140)]), st.integers(0, 2**31))
 @settings(max_examples=20, deadline=None)
 def test_box_sum_is_a_convolution_with_ones(size: int, sides: tuple[int, int], seed: int) -> None:
-    """Of a window and of an image, which are summed in different ways."""
     x = torch.randn(1, 2, *sides, generator=torch.Generator().manual_seed(seed))
     kernel = torch.ones(2, 1, size, size, dtype=torch.float64)
     expected = torch.nn.functional.conv2d(x.double(), kernel, groups=2)

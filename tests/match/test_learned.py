@@ -158,23 +158,37 @@ def test_gradients_agree_under_the_true_sun_alone(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("_APART_SIGMAS", 0.0), ("_FEW", 10_000), ("_KEPT_SHARE", 1.01)]
+    ("apart_sigmas", "shared", "found", "agree"),
+    [
+        (0.749, 100, 100, True),
+        (0.751, 100, 100, False),
+        (math.nan, 100, 100, False),
+        (0.1, 12, 20, True),
+        (0.1, 11, 20, False),
+        (0.1, 50, 100, True),
+        (0.1, 49, 100, False),
+        (math.nan, 0, 0, False),
+    ],
 )
-def test_each_condition_alone_keeps_gradients_out(
-    shipped: FeatureNet, name: str, value: float, monkeypatch: pytest.MonkeyPatch
+def test_when_gradients_agree(apart_sigmas: float, shared: int, found: int, agree: bool) -> None:
+    told = matcher._agree(
+        torch.tensor([apart_sigmas]), torch.tensor([shared]), torch.tensor([found])
+    )
+    assert told.tolist() == [agree]
+
+
+def test_images_one_by_one_have_the_features_of_a_batch(
+    untrained: FeatureNet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    view, image = under_suns(SHIFT, 31, 0)
-    chosen, agree = matcher._chosen, []
-
-    def spy(task: matcher._Task, middle: matcher._Middle) -> Matches:
-        agree.append(bool(middle.gradients_agree))
-        return chosen(task, middle)
-
-    monkeypatch.setattr(matcher, "_chosen", spy)
-    match(view, image, search_radius_px=6.0, network=shipped)
-    monkeypatch.setattr(matcher, name, value)
-    match(view, image, search_radius_px=6.0, network=shipped)
-    assert agree == [True, False]
+    monkeypatch.setattr(search, "_has_bfloat16", lambda kind: False)
+    images = torch.rand(3, 1, 70, 90, generator=torch.Generator().manual_seed(1))
+    found = []
+    for alone in (True, False):
+        monkeypatch.setattr(search, "_one_by_one", lambda kind, alone=alone: alone)
+        found.append(search.on_any_size(untrained.templates, images))
+    for one, other in zip(*found, strict=True):
+        assert len(one) == 3
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
 
 
 def test_frames_of_a_batch_choose_for_themselves(shipped: FeatureNet) -> None:

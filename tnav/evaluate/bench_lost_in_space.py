@@ -6,6 +6,7 @@ and of another law of reflectance. Altitude is known to the band of 9 to 13.2 km
 ground, 10 to 12 km and 10 % more either way; attitude to 0.02 deg.
 """
 
+import hashlib
 import math
 import statistics
 import time
@@ -116,12 +117,12 @@ def measure_lost_in_space(
         pairs: images of the mapped ground, over all cases; a quarter as many of other ground.
         say: told what goes on.
         out: folder of scores; images that are in it are not looked up again.
-        identity: of the descriptors: scores of others are not taken.
+        identity: of the descriptors: scores of others, or of another set-up, are not taken.
 
     Raises:
         RunFileError: a file of scores that cannot be read.
     """
-    keeper = _Keeper(out, identity)
+    keeper = _Keeper(out, f"{_digest()}/{identity}")
     regions = {r.name: r for r in load_splits().regions if r.name in {c.region for c in _CASES}}
     grounds = {}
     for name, region in regions.items():
@@ -142,6 +143,15 @@ def measure_lost_in_space(
         all_own += own
         all_strange += strange
     return [*rows, *_rows_of_all(all_own, all_strange, str(device))]
+
+
+def _digest() -> str:
+    """What the images and maps follow from, beside case, seed and number."""
+    parts = (
+        _GROUND.model_dump_json(), _CAMERA, _HEIGHT_M, _BAND_M, _TILT_MAX_DEG,
+        _ATTITUDE_SIGMA_RAD, _VERTICAL_RMS_M, _CORRELATION_M, _ALBEDO, _CASES,
+    )  # fmt: skip
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def _map_of(truth: Terrain, case: _Case, region: Region) -> Terrain:

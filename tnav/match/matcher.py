@@ -259,10 +259,19 @@ def _middle(task: _Task) -> _Middle:
     variance_px2 = variance_px2 + 4 * shaded.covariance_px2.diagonal(dim1=-2, dim2=-1).mean(-1)
     apart_px = ((shift + shaded.offset_px) * 2 - moved_px).norm(dim=-1)
     apart = torch.where(both, apart_px / variance_px2.sqrt(), torch.nan).nanmedian(-1).values
-    found, shared = good.sum(-1), both.sum(-1)
-    # Nothing shared is no number, and not less than any.
-    agree = (apart <= _APART_SIGMAS) & (shared >= _FEW) & (shared >= _KEPT_SHARE * found)
-    return _Middle(start_px, found, agree)
+    found = good.sum(-1)
+    return _Middle(start_px, found, _agree(apart, both.sum(-1), found))
+
+
+def _agree(
+    apart_sigmas: Float32[Tensor, "b"], shared: Int64[Tensor, "b"], found: Int64[Tensor, "b"]
+) -> Bool[Tensor, "b"]:
+    """Whether gradients say what learned features say, and of enough of the patches these find.
+
+    Where they share nothing the distance is NaN, and not less than any.
+    """
+    enough = (shared >= _FEW) & (shared >= _KEPT_SHARE * found)
+    return enough & (apart_sigmas <= _APART_SIGMAS)
 
 
 def _chosen(task: _Task, middle: _Middle) -> Matches:
