@@ -1,9 +1,9 @@
 """Descents of a point mass with a drawn map error: enough truth to test filter and monitor by.
 
-No terrain and no images. The map is the plane z = 0 of L; the ground differs from it by a field
-drawn once per descent. Truth is in closed form; inertial increments are its integrals by Simpson's
-rule, so that they owe nothing to the filter's mechanisation. All descents of a batch fly one path
-and differ in every error. Fixes have a stated 6 x 6 covariance.
+No terrain and no images. The map is the plane z = 0 of L; it differs from the ground by a shift and
+a field drawn once per descent. Truth is in closed form; inertial increments are its integrals by
+Simpson's rule, so that they owe nothing to the filter's mechanisation. All descents of a batch fly
+one path and differ in every error. Fixes have a stated 6 x 6 covariance, the map's share apart.
 """
 
 import math
@@ -17,15 +17,16 @@ from torch import Tensor
 from tnav.geometry.moon import LocalFrame, gravity_L
 from tnav.geometry.pose import skew, so3_exp, so3_log
 from tnav.navigate.filter import (
-    FilterConfig,
-    FilterState,
-    initial_state,
+    over_map_L,
     propagate,
     range_prediction,
     update_altimeter,
+    update_ground,
     update_star_tracker,
     update_vision,
 )
+from tnav.navigate.map_error import mean_share, rescaled, travel, travelled
+from tnav.navigate.state import FilterConfig, FilterState, clone, initial_state
 from tnav.records import (
     AltimeterReading,
     AltimeterSpec,
@@ -33,6 +34,7 @@ from tnav.records import (
     Innovation,
     RangePrediction,
     StarTrackerReading,
+    VisionFix,
 )
 
 F64 = torch.float64
@@ -43,6 +45,11 @@ EARLY, LATE = 1.0, 1.85
 ACROSS = -0.6  # horizontal deceleration along x
 POSITION_SIGMA_M, VELOCITY_SIGMA_M_S, ATTITUDE_SIGMA_RAD = 100.0, 0.5, 3e-4
 STAR_SIGMA_RAD = 1.7e-4
+GROUND_SIGMA_M = (
+    2.0  # what one image alone knows of the map's error under the lander, less its mean
+)
+FOOTPRINT = 2 * math.tan(math.radians(22.5))  # side of the ground in view over height: 45 deg
+WAVES = 64  # cosines of a smooth map error
 SPEC = AltimeterSpec(
     boresight_B=(0.0, 0.0, -1.0),
     range_max_m=3000.0,
@@ -90,7 +97,7 @@ def specific_force_B(now: Instant) -> Tensor:
     inertial = now.acceleration_L + 2 * torch.linalg.cross(spin, now.velocity_L)
     offset = now.position_L - FRAME.centre_L
     inertial = inertial + torch.linalg.cross(spin, torch.linalg.cross(spin, offset))
-    return now.R_L_B.T @ (inertial - gravity_L(now.position_L))
+    return now.R_L_B.T @ (inertial - gravity_L(now.position_L, FRAME))
 
 
 @cache
@@ -134,8 +141,9 @@ class Flight:
     """A batch of descents: epochs, and the filter's error at each fix and at the end."""
 
     epochs: list[Epoch]
-    checks: list[tuple[FilterState, Tensor]]  # state, error "b 16" (true minus estimate)
+    checks: list[tuple[FilterState, Tensor]]  # state, error "b 23" (true minus estimate)
     stars: list[Innovation]
+    grounds: list[Innovation]
 
 
 class Draw:
@@ -153,12 +161,129 @@ class Draw:
 
 
 def fix_covariance(height_m: float) -> Tensor:
-    """Covariance of a fix: metres that grow with height, attitude coupled to position."""
+    """Covariance of a fix on its map: metres grow with height, attitude couples to position."""
     lean = torch.eye(6, dtype=F64)
     lean[:3, 3:] = -skew(torch.tensor([0.0, 0.0, height_m], dtype=F64))
     spread = torch.tensor([1 + 3e-4 * height_m] * 2 + [1 + 6e-4 * height_m], dtype=F64)
     sigma = torch.cat([spread, torch.full((3,), 1e-4, dtype=F64)])
     return lean @ torch.diag(sigma.square()) @ lean.T
+
+
+def map_covariance(height_m: float, config: FilterConfig) -> Tensor:
+    """What the map's error adds to a fix: to its height, and a little to where it is.
+
+    A mean with a Gaussian weight of standard deviation w per axis has of a field
+    ``s^2 exp(-d^2 / (2 l^2))`` the variance ``s^2 / (1 + 2 w^2 / l^2)``; w as of the square seen.
+    """
+    patches = 2 * (FOOTPRINT * height_m / math.sqrt(12) / config.map_correlation_m) ** 2
+    share = config.map_sigma_m**2 / (1 + patches)
+    return torch.diag(share * torch.tensor([0.05, 0.05, 1.0, 0.0, 0.0, 0.0], dtype=F64))
+
+
+class MapTruth:
+    """What a map gets wrong, and the filter's notion of it, which moves along."""
+
+    def __init__(self, draw: Draw, config: FilterConfig, smooth: bool) -> None:
+        self._draw, self._config, self._smooth = draw, config, smooth
+        self._features = draw.normal(WAVES, 2) / config.map_correlation_m
+        self._phases = 2 * math.pi * draw.uniform()[:, None] + draw.normal(WAVES) * 100
+        self.shift_m = config.map_shift_sigma_m * draw.normal(2)
+        self.local_m = config.map_sigma_m * draw.normal()
+        self.mean_m = torch.zeros_like(self.local_m)
+
+    def travel(self, state: FilterState, here: Instant) -> FilterState:
+        """Over the ground since the last time; a first-order error takes the filter's own step."""
+        config = self._config
+        footprint_m = FOOTPRINT * state.position_L[:, 2].clamp_min(0.0)
+        if self._smooth:
+            self._look(here)
+        else:
+            ground_m = (state.position_L - state.map_position_L)[:, :2].norm(dim=-1)
+            scales = (config.map_sigma_m, config.map_correlation_m)
+            self._step(*travelled(ground_m, footprint_m, state.map_mean_variance_m2, *scales))
+        return travel(state, footprint_m, config)
+
+    def rescale(self, state: FilterState, share_m2: Tensor) -> None:
+        """To a fix's footprint; the filter does it by itself when it takes the fix."""
+        if not self._smooth:
+            sigma_m = self._config.map_sigma_m
+            after_m2 = mean_share(share_m2, sigma_m)
+            self._step(*rescaled(state.map_mean_variance_m2, after_m2, sigma_m))
+
+    def _look(self, here: Instant) -> None:
+        """The field where the beam meets the map, and its mean around there."""
+        height_m = float(here.position_L[2])
+        tilt = here.R_L_B[:2, 2] / here.R_L_B[2, 2]
+        ground_L = (here.position_L[:2] - height_m * tilt).to(self._draw.device)
+        wave = torch.cos(self._features @ ground_L + self._phases)
+        blur_m = FOOTPRINT * height_m / math.sqrt(12)
+        seen = torch.exp(-0.5 * blur_m**2 * self._features.square().sum(-1))
+        scale = self._config.map_sigma_m * math.sqrt(2 / WAVES)
+        self.local_m, self.mean_m = scale * wave.sum(-1), scale * (wave * seen).sum(-1)
+
+    def _step(self, F: Tensor, Q: Tensor) -> None:
+        """``x' = F x + w``, w drawn by Q's root, which may be singular."""
+        first = Q[:, 0, 0].sqrt()
+        across = torch.where(first > 0, Q[:, 1, 0] / first.clamp_min(1e-300), 0.0)
+        second = (Q[:, 1, 1] - across.square()).clamp_min(0.0).sqrt()
+        a, b = self._draw.normal(2).unbind(-1)
+        x = (F @ torch.stack([self.mean_m, self.local_m], -1)[..., None]).squeeze(-1)
+        self.mean_m, self.local_m = x[:, 0] + first * a, x[:, 1] + across * a + second * b
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """What every step of a batch shares."""
+
+    draw: Draw
+    config: FilterConfig
+    fault: Fault
+    map: MapTruth
+    range_bias_m: Tensor
+    kicks_L: list[Tensor]  # sum of the unsensed kicks until the end of each step
+
+    def position_L(self, t_s: float) -> Tensor:
+        """Truth, kicks included."""
+        k = round(t_s / DT_S)
+        return truth(t_s).position_L + self.kicks_L[min(k, len(self.kicks_L) - 1)]
+
+
+class InertialTruth:
+    """The unit's errors; its biases wander as the filter assumes."""
+
+    def __init__(self, draw: Draw, config: FilterConfig) -> None:
+        self._draw, self._config = draw, config
+        self.gyro_bias = config.gyro_bias_sigma_rad_s * draw.normal(3)
+        self.accelerometer_bias = config.accelerometer_bias_sigma_m_s2 * draw.normal(3)
+        self.thrust_scale = config.thrust_scale_sigma * draw.normal(3)
+
+    def increments(self, k: int, t_s: float) -> InertialIncrements:
+        """What the unit puts out over step k; then the biases move on."""
+        draw, config = self._draw, self._config
+        delta_v, delta_theta = (x.to(draw.device) for x in ideal_increments(k))
+        root = math.sqrt(DT_S)
+        put_out = InertialIncrements(
+            t_s=t_s,
+            dt_s=DT_S,
+            delta_v_B=delta_v
+            + DT_S * self.accelerometer_bias
+            + delta_v[2] * self.thrust_scale
+            + config.accelerometer_random_walk_m_s_sqrts * root * draw.normal(3),
+            delta_theta_B=delta_theta
+            + DT_S * self.gyro_bias
+            + config.gyro_random_walk_rad_sqrts * root * draw.normal(3),
+        )
+        lags = DT_S / config.gyro_bias_time_s, DT_S / config.accelerometer_bias_time_s
+        self.gyro_bias = _markov(
+            self.gyro_bias, lags[0], config.gyro_bias_sigma_rad_s, draw.normal(3)
+        )
+        self.accelerometer_bias = _markov(
+            self.accelerometer_bias,
+            lags[1],
+            config.accelerometer_bias_sigma_m_s2,
+            draw.normal(3),
+        )
+        return put_out
 
 
 def fly(
@@ -171,104 +296,85 @@ def fly(
     start_s: float = 0.0,
     end_s: float = END_S,
     device: str = "cpu",
+    fix_latency_s: float = 0.0,
+    range_latency_s: float = 0.0,
 ) -> Flight:
     """Flies a batch.
 
     Args:
         smooth_map: a squared-exponential field (what maps do); otherwise the first-order
             Gauss-Markov process that the filter assumes, to which it must be consistent.
+        fix_latency_s: of a fix, after its exposure.
+        range_latency_s: of a range, which the filter is told.
     """
     config = config or FilterConfig()
     draw = Draw(batch, seed, device)
-    gyro_bias = config.gyro_bias_sigma_rad_s * draw.normal(3)
-    accelerometer_bias = config.accelerometer_bias_sigma_m_s2 * draw.normal(3)
-    features, phases = draw.normal(64), 2 * math.pi * draw.uniform()
-    phases = phases[:, None] + draw.normal(64) * 100
-    markov = config.range_bias_sigma_m * draw.normal()
+    unit, chart = InertialTruth(draw, config), MapTruth(draw, config, smooth_map)
+    state = _begin(draw, start_s, config)
+    first, late = round(start_s / DT_S), round(fix_latency_s / DT_S)
+    kicks = [torch.zeros(3, dtype=F64)] * (first + 1)
+    pilot = Pilot(draw, config, fault, chart, config.range_bias_sigma_m * draw.normal(), kicks)
+    flight = Flight([], [], [], [])
+    due: dict[int, float] = {}  # step of arrival: time of exposure
+    for k in range(first, round(end_s / DT_S)):
+        t_s = (k + 1) * DT_S
+        state = propagate(state, unit.increments(k, t_s), FRAME, config)
+        kicks.append(kicks[-1] + torch.tensor(fault.kick_L(t_s), dtype=F64))
+        here = truth(t_s)
+        if (k + 1) % round(fix_every_s / DT_S) == 0:
+            state = clone(chart.travel(state, here))
+            due[k + 1 + late] = t_s
+        elif (k + 1) % 20 == 0:
+            measured = so3_exp(STAR_SIGMA_RAD * draw.normal(3)) @ here.R_L_B.to(device)
+            reading = StarTrackerReading(t_s, measured, STAR_SIGMA_RAD)
+            state, star = update_star_tracker(state, reading, config)
+            flight.stars.append(star)
+        vision: Innovation | None = None
+        if k + 1 in due:
+            state, vision, ground = _fix(state, due[k + 1], pilot)
+            flight.grounds.append(ground)
+        if (k + 1) % 2 == 0:
+            state = chart.travel(state, here)
+            state, epoch = _range(state, t_s, range_latency_s, pilot)
+            flight.epochs.append(replace(epoch, vision=vision))
+        if k + 1 in due:
+            flight.checks.append((state, _error(state, t_s, unit, pilot)))
+    return flight
+
+
+def _begin(draw: Draw, start_s: float, config: FilterConfig) -> FilterState:
+    """The filter's start: truth plus a draw of the initial error."""
     here = truth(start_s)
-    state = initial_state(
+    return initial_state(
         start_s,
-        here.position_L.to(device) + POSITION_SIGMA_M * draw.normal(3),
-        here.velocity_L.to(device) + VELOCITY_SIGMA_M_S * draw.normal(3),
-        so3_exp(ATTITUDE_SIGMA_RAD * draw.normal(3)) @ here.R_L_B.to(device),
+        here.position_L.to(draw.device) + POSITION_SIGMA_M * draw.normal(3),
+        here.velocity_L.to(draw.device) + VELOCITY_SIGMA_M_S * draw.normal(3),
+        so3_exp(ATTITUDE_SIGMA_RAD * draw.normal(3)) @ here.R_L_B.to(draw.device),
         position_sigma_m=POSITION_SIGMA_M,
         velocity_sigma_m_s=VELOCITY_SIGMA_M_S,
         attitude_sigma_rad=ATTITUDE_SIGMA_RAD,
         config=config,
     )
-    taus = (config.gyro_bias_time_s, config.accelerometer_bias_time_s)
-    epochs: list[Epoch] = []
-    checks: list[tuple[FilterState, Tensor]] = []
-    stars: list[Innovation] = []
-    kick = torch.zeros(3, dtype=F64)
-    for k in range(round(start_s / DT_S), round(end_s / DT_S)):
-        t_s, previous = (k + 1) * DT_S, here
-        here = truth(t_s)
-        delta_v, delta_theta = (x.to(device) for x in ideal_increments(k))
-        root = math.sqrt(DT_S)
-        increments = InertialIncrements(
-            t_s=t_s,
-            dt_s=DT_S,
-            delta_v_B=delta_v
-            + DT_S * accelerometer_bias
-            + config.accelerometer_random_walk_m_s_sqrts * root * draw.normal(3),
-            delta_theta_B=delta_theta
-            + DT_S * gyro_bias
-            + config.gyro_random_walk_rad_sqrts * root * draw.normal(3),
-        )
-        state = propagate(state, increments, FRAME, config)
-        step_L = torch.tensor(fault.kick_L(t_s), dtype=F64)
-        kick = kick + step_L
-        position_L = (here.position_L + kick).to(device)
-        gyro_bias = _markov(gyro_bias, DT_S / taus[0], config.gyro_bias_sigma_rad_s, draw.normal(3))
-        accelerometer_bias = _markov(
-            accelerometer_bias, DT_S / taus[1], config.accelerometer_bias_sigma_m_s2, draw.normal(3)
-        )
-        ground_m = float((here.position_L - previous.position_L)[:2].norm())
-        markov = _markov(
-            markov,
-            ground_m / config.range_bias_correlation_m,
-            config.range_bias_sigma_m,
-            draw.normal(),
-        )
 
-        vision: Innovation | None = None
-        fix = (k + 1) % round(fix_every_s / DT_S) == 0
-        if fix:
-            state, vision = _fix(state, here, position_L, t_s, fault, draw, config)
-        elif (k + 1) % 20 == 0:
-            reading = StarTrackerReading(
-                t_s,
-                so3_exp(STAR_SIGMA_RAD * draw.normal(3)) @ here.R_L_B.to(device),
-                STAR_SIGMA_RAD,
-            )
-            state, star = update_star_tracker(state, reading, config)
-            stars.append(star)
-        field = markov
-        if smooth_map:
-            beam_x = here.position_L[0] + here.position_L[2] * here.R_L_B[0, 2]
-            wave = torch.cos(features * (float(beam_x) / config.range_bias_correlation_m) + phases)
-            field = config.range_bias_sigma_m * math.sqrt(2 / 64) * wave.sum(-1)
-        if (k + 1) % 2 == 0:
-            height_m = float(here.position_L[2] + kick[2])
-            state, epoch = _range(
-                state, here, height_m, t_s, fault, draw, config, field, smooth_map
-            )
-            epochs.append(replace(epoch, vision=vision))
-        if fix:
-            error = torch.cat(
-                [
-                    position_L - state.position_L,
-                    here.velocity_L.to(device) - state.velocity_L,
-                    so3_log(here.R_L_B.to(device) @ state.R_L_B.mT),
-                    gyro_bias - state.gyro_bias_B,
-                    accelerometer_bias - state.accelerometer_bias_B,
-                    (field - state.range_bias_m)[:, None],
-                ],
-                -1,
-            )
-            checks.append((state, error))
-    return Flight(epochs, checks, stars)
+
+def _error(state: FilterState, t_s: float, unit: InertialTruth, pilot: Pilot) -> Tensor:
+    """True minus estimate, in the order of the covariance."""
+    here, device, chart = truth(t_s), pilot.draw.device, pilot.map
+    return torch.cat(
+        [
+            pilot.position_L(t_s).to(device) - state.position_L,
+            here.velocity_L.to(device) - state.velocity_L,
+            so3_log(here.R_L_B.to(device) @ state.R_L_B.mT),
+            unit.gyro_bias - state.gyro_bias_B,
+            unit.accelerometer_bias - state.accelerometer_bias_B,
+            unit.thrust_scale - state.thrust_scale_B,
+            chart.shift_m - state.map_shift_m,
+            (chart.mean_m - state.map_mean_m)[:, None],
+            (chart.local_m - state.map_local_m)[:, None],
+            (pilot.range_bias_m - state.range_bias_m)[:, None],
+        ],
+        -1,
+    )
 
 
 def _markov(value: Tensor, lags: float, sigma: float, white: Tensor) -> Tensor:
@@ -277,65 +383,94 @@ def _markov(value: Tensor, lags: float, sigma: float, white: Tensor) -> Tensor:
 
 
 def _fix(
-    state: FilterState,
-    here: Instant,
-    position_L: Tensor,
-    t_s: float,
-    fault: Fault,
-    draw: Draw,
-    config: FilterConfig,
-) -> tuple[FilterState, Innovation]:
-    covariance = fix_covariance(float(here.position_L[2]))
-    root = torch.linalg.cholesky(covariance).to(draw.device)
+    state: FilterState, exposed_s: float, pilot: Pilot
+) -> tuple[FilterState, Innovation, Innovation]:
+    """A fix of an exposure, and what its image says of the map under the lander."""
+    draw, config, chart = pilot.draw, pilot.config, pilot.map
+    here, seen = truth(exposed_s), pilot.fault.vision_sees(exposed_s)
+    height_m = float(here.position_L[2])
+    noise, of_map = fix_covariance(height_m), map_covariance(height_m, config)
+    share_m2 = of_map[2, 2].to(draw.device).expand(draw.batch)
+    if seen:
+        chart.rescale(state, share_m2)
+    beside = of_map.clone()
+    beside[2, 2] = 0.0
+    root = torch.linalg.cholesky(noise + beside).to(draw.device)
     error = (root @ draw.normal(6)[..., None]).squeeze(-1)
-    bias = torch.tensor(fault.vision_bias_L(t_s), dtype=F64).to(draw.device)
-    available = torch.full((draw.batch,), fault.vision_sees(t_s)).to(draw.device)
-    return update_vision(
-        state,
-        position_L + error[:, :3] + bias,
-        so3_exp(error[:, 3:]) @ (here.R_L_B @ R_B_C).to(draw.device),
-        covariance.to(draw.device).expand(draw.batch, 6, 6),
-        available,
-        R_B_C.to(draw.device),
-        t_s,
-        config,
+    bias = torch.tensor(pilot.fault.vision_bias_L(exposed_s), dtype=F64).to(draw.device)
+    of_chart = torch.cat([chart.shift_m, chart.mean_m[:, None]], -1)
+    fix = VisionFix(
+        t_s=exposed_s,
+        position_L=pilot.position_L(exposed_s).to(draw.device) + of_chart + error[:, :3] + bias,
+        R_L_C=so3_exp(error[:, 3:]) @ (here.R_L_B @ R_B_C).to(draw.device),
+        covariance=(noise + of_map).to(draw.device).expand(draw.batch, 6, 6),
+        map_covariance=of_map.to(draw.device).expand(draw.batch, 6, 6),
     )
+    available = torch.full((draw.batch,), seen).to(draw.device)
+    state, vision = update_vision(state, fix, available, R_B_C.to(draw.device), config)
+    # The solver's posterior of local - mean: the field's prior and the image together.
+    alone_m = chart.local_m - chart.mean_m + GROUND_SIGMA_M * draw.normal()
+    prior_m2 = config.map_sigma_m**2 - mean_share(share_m2, config.map_sigma_m)
+    variance_m2 = 1 / (1 / prior_m2 + 1 / GROUND_SIGMA_M**2)
+    error_m = alone_m * variance_m2 / GROUND_SIGMA_M**2
+    state, ground = update_ground(state, error_m, variance_m2, available, config)
+    return state, vision, ground
+
+
+def at_truth(t_s: float, config: FilterConfig, batch: int = 1) -> FilterState:
+    """A state at the truth, spread as a descent begins."""
+    here = truth(t_s)
+    return initial_state(
+        t_s,
+        here.position_L.repeat(batch, 1),
+        here.velocity_L.repeat(batch, 1),
+        here.R_L_B.repeat(batch, 1, 1),
+        position_sigma_m=10.0,
+        velocity_sigma_m_s=0.5,
+        attitude_sigma_rad=3e-4,
+        config=config,
+    )
+
+
+def fix_at(t_s: float, config: FilterConfig, off_m: tuple[float, float, float] = (0, 0, 0)):
+    """A fix of one descent, off by so much, as of 2 km height; and that there is one."""
+    here, of_map = truth(t_s), map_covariance(2000.0, config)
+    fix = VisionFix(
+        t_s=t_s,
+        position_L=(here.position_L + torch.tensor(off_m, dtype=F64))[None],
+        R_L_C=(here.R_L_B @ R_B_C)[None],
+        covariance=(fix_covariance(2000.0) + of_map)[None],
+        map_covariance=of_map[None],
+    )
+    return fix, torch.ones(1, dtype=torch.bool)
 
 
 def plane_prediction(
-    state: FilterState, config: FilterConfig, spec: AltimeterSpec = SPEC
+    state: FilterState, config: FilterConfig, spec: AltimeterSpec = SPEC, age_s: float = 0.0
 ) -> tuple[RangePrediction, Tensor]:
     """Prediction over the map z = 0, in closed form."""
     direction = state.R_L_B @ torch.tensor(spec.boresight_B, dtype=F64).to(state.R_L_B.device)
-    range_m = -state.position_L[:, 2] / direction[:, 2]
+    height_m = over_map_L(state)[:, 2] - age_s * state.velocity_L[:, 2]
+    range_m = -height_m / direction[:, 2]
     normal = torch.zeros_like(direction)
     normal[:, 2] = 1.0
-    return range_prediction(state, direction, range_m, normal, range_m > 0, config)
+    return range_prediction(state, direction, range_m, normal, range_m > 0, config, age_s)
 
 
-def _range(
-    state: FilterState,
-    here: Instant,
-    height_m: float,
-    t_s: float,
-    fault: Fault,
-    draw: Draw,
-    config: FilterConfig,
-    field: Tensor,
-    smooth_map: bool,
-) -> tuple[FilterState, Epoch]:
-    cosine = float(here.R_L_B[2, 2])
-    range_m = height_m / cosine
-    sigma = math.hypot(SPEC.noise_floor_m, SPEC.noise_fraction * range_m) * fault.altimeter_noise(
-        t_s
-    )
+def _range(state: FilterState, t_s: float, age_s: float, pilot: Pilot) -> tuple[FilterState, Epoch]:
+    draw, fault, config = pilot.draw, pilot.fault, pilot.config
+    then_s = t_s - age_s
+    cosine = float(truth(then_s).R_L_B[2, 2])
+    range_m = float(pilot.position_L(then_s)[2]) / cosine
+    sigma = math.hypot(SPEC.noise_floor_m, SPEC.noise_fraction * range_m)
+    sigma = sigma * fault.altimeter_noise(t_s)
     # A map above the ground makes the range longer than predicted, by more on a slanted beam.
-    noisy = range_m + (field / cosine if smooth_map else field) + sigma * draw.normal()
+    noisy = range_m + pilot.map.local_m / cosine + pilot.range_bias_m + sigma * draw.normal()
     noisy = noisy + config.relief_sigma_m * draw.normal() + fault.altimeter_bias_m(t_s)
     promised = fault.altimeter_detects(t_s, range_m)
     valid = (draw.uniform() < SPEC.detection_probability) & promised
     reading = AltimeterReading(t_s, torch.where(valid, noisy, torch.nan), valid)
-    prediction, H = plane_prediction(state, config)
+    prediction, H = plane_prediction(state, config, age_s=age_s)
     state, innovation = update_altimeter(state, reading, prediction, H, SPEC, config)
     return state, Epoch(t_s, prediction, reading, innovation, None)
 

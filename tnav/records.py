@@ -146,6 +146,17 @@ class PoseFix:
 
 
 @dataclass(frozen=True, slots=True)
+class VisionFix:
+    """Pose fixes of one exposure for ``b`` descents, as the filter fuses them."""
+
+    t_s: float  # of the exposure
+    position_L: Float64[Tensor, "b 3"]  # camera centre, m
+    R_L_C: Float64[Tensor, "b 3 3"]
+    covariance: Float64[Tensor, "b 6 6"]  # of (dp_L, dtheta_L)
+    map_covariance: Float64[Tensor, "b 6 6"]  # its part that the map's error brings
+
+
+@dataclass(frozen=True, slots=True)
 class InertialIncrements:
     """Integrated specific force and rotation in body axes over one step, for ``b`` descents."""
 
@@ -196,6 +207,7 @@ class Sensor(StrEnum):
     STAR_TRACKER = "star_tracker"
     VISION = "vision"
     ALTIMETER = "altimeter"
+    GROUND = "ground"  # height over the ground in an image, beside that over the map
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,20 @@
 import math
 
+import simulated_device
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tnav.geometry.moon import GM_M3_S2, RADIUS_M, LocalFrame, altitude_m, gravity_L, up_L
+from tnav.geometry.moon import (
+    GM_M3_S2,
+    J2,
+    J2_RADIUS_M,
+    RADIUS_M,
+    LocalFrame,
+    altitude_m,
+    gravity_L,
+    up_L,
+)
 
 
 def _point(*xyz):
@@ -50,12 +60,58 @@ def test_altitude_is_exact_near_the_origin():
     assert float(altitude_m(_point(0.0, 0.0, 1e-3))) == 1e-3
 
 
-def test_gravity_is_newtons_and_points_down():
-    p = _point(3e3, -4e3, 1e4)
-    g = gravity_L(p)
-    radius = RADIUS_M + float(altitude_m(p))
-    assert abs(float(g.norm()) - GM_M3_S2 / radius**2) < 1e-12
-    assert torch.allclose(g / g.norm(), -up_L(p))
+def _potential(p_M):
+    """GM/r [1 - J2 (R/r)^2 P2(sin latitude)] in Moon-fixed axes, from its definition."""
+    r = p_M.norm(dim=-1)
+    sine = p_M[..., 2] / r
+    return GM_M3_S2 / r * (1 - J2 * (J2_RADIUS_M / r) ** 2 * (1.5 * sine**2 - 0.5))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(-90, 90), st.floats(-180, 180), st.floats(-6e5, 6e5), st.floats(-3e3, 1e5))
+def test_gravity_is_the_gradient_of_its_potential(latitude, longitude, aside, height):
+    frame = LocalFrame(latitude, longitude)
+    p_L = _point(aside, -0.7 * aside, height)
+    p_M = (frame.R_M_L @ (p_L - frame.centre_L)).requires_grad_()
+    (gradient_M,) = torch.autograd.grad(_potential(p_M), p_M)
+    assert torch.allclose(gravity_L(p_L, frame), frame.R_M_L.T @ gradient_M, rtol=0, atol=1e-14)
+
+
+def test_gravity_in_closed_form_over_the_equator_and_the_poles():
+    """On the axis and on the equator flattening is along the radius: +3/2 J2 and -3 J2."""
+    p = _point(0.0, 0.0, 1e4)
+    r = RADIUS_M + 1e4
+    for latitude, factor in ((0.0, 1.5), (90.0, -3.0), (-90.0, -3.0)):
+        g = gravity_L(p, LocalFrame(latitude, 30.0))
+        newton = GM_M3_S2 / r**2
+        assert abs(float(-g[2]) - newton * (1 + factor * J2 * (J2_RADIUS_M / r) ** 2)) < 1e-14
+        assert float(g[:2].norm()) < 1e-18
+    middle = gravity_L(p, LocalFrame(45.0, 0.0))
+    # 3 J2 sin cos g towards the equator: a plumb line at 45 deg north leans south.
+    assert abs(float(middle[1]) + 1.5 * J2 * (J2_RADIUS_M / r) ** 2 * newton) < 1e-14
+    assert 3e-4 < float(-middle[1]) < 6e-4
+
+
+def test_gravity_points_down_within_the_flattening():
+    p = torch.stack([_point(3e3, -4e3, 1e4), _point(-4e5, 1e5, -2e4)])
+    g = gravity_L(p, LocalFrame(60.5, -4.6))
+    assert torch.allclose(g / g.norm(dim=-1, keepdim=True), -up_L(p), atol=2 * J2)
+    assert not torch.allclose(g / g.norm(dim=-1, keepdim=True), -up_L(p), atol=J2 / 2)
+
+
+def test_gravity_runs_on_a_device(simgpu):
+    frame = LocalFrame(60.5, -4.6)
+    p = torch.stack([_point(3e3, -4e3, 1e4), _point(-4e5, 1e5, -2e4)])
+    with simulated_device.count_syncs(uploads=True) as syncs:
+        there = gravity_L(p.to(simgpu), frame)
+    assert syncs == {"copy from host": 1}  # the test's own
+    assert torch.equal(there.cpu(), gravity_L(p, frame))
+
+
+def test_pole_of_a_frame_is_the_axis_that_it_spins_about():
+    frame = LocalFrame(-37.0, 110.0)
+    assert torch.allclose(frame.R_M_L @ frame.pole_L, _point(0.0, 0.0, 1.0), atol=1e-15)
+    assert torch.allclose(frame.pole_L * frame.spin_L().norm(), frame.spin_L(), atol=1e-20)
 
 
 def test_spin_is_the_pole_seen_from_the_site():

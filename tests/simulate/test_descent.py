@@ -53,7 +53,8 @@ def test_increments_integrate_back_to_the_flight(flight):
         force = middle @ flight.delta_v_B[k] / dt
         half = p + v * dt / 2
         turning = torch.linalg.cross(spin, torch.linalg.cross(spin, half - FRAME.centre_L))
-        a = force + gravity_L(half) - 2 * torch.linalg.cross(spin, v + dt / 2 * force) - turning
+        coriolis = 2 * torch.linalg.cross(spin, v + dt / 2 * force)
+        a = force + gravity_L(half, FRAME) - coriolis - turning
         p, v = p + v * dt + a * dt * dt / 2, v + a * dt
         R = so3_exp(-spin * dt) @ R @ so3_exp(flight.delta_theta_B[k])
     assert torch.allclose(p, flight.position_L[-1], atol=0.2)

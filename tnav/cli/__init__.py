@@ -12,6 +12,7 @@ from tnav.cli.gallery import gallery
 from tnav.cli.model import model_app
 from tnav.cli.render import render
 from tnav.cli.train import train
+from tnav.cli.view import view
 from tnav.errors import ConfigError, TnavError
 
 if TYPE_CHECKING:
@@ -30,8 +31,10 @@ app.add_typer(model_app, name="model")
 app.command()(gallery)
 app.command()(render)
 app.command()(train)
+app.command()(view)
 
 _SEEDS = 10**6
+_BENCHES = "demo, render, match, covariance, pose, fix, fix-model, filter, relief, corridor"
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 Seed = Annotated[
     int, typer.Option(min=-_SEEDS, max=_SEEDS, help="number of the draw: shifts every seed")
@@ -149,16 +152,17 @@ def infer(
 
 @app.command()
 def bench(
-    name: Annotated[
-        str, typer.Argument(help="demo, render, match, covariance, pose, fix, relief, corridor")
-    ],
+    name: Annotated[str, typer.Argument(help=_BENCHES)],
     as_json: AsJson = False,
     device: Device = "auto",
     seeds: Annotated[int, typer.Option(min=1, help="draws (demo)")] = 3,
     out: Annotated[
-        Path | None, typer.Option(help="folder for a page (relief) or for scores (match)")
+        Path | None,
+        typer.Option(help="folder for a page (relief), scores (match), trials or descents"),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="five minutes at most (match)")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="five minutes at most (match, filter, fix-model)")
+    ] = False,
     pairs: Annotated[int | None, typer.Option(min=1, help="of each row (match)")] = None,
     other_pairs: Annotated[
         int | None, typer.Option(min=1, help="of each row, for all methods but tnav (match)")
@@ -181,10 +185,18 @@ def bench(
             resolve_device(device), quick=quick, pairs=pairs, methods=method, say=say, rows=row,
             out=out, other_pairs=other_pairs,
         )  # fmt: skip
-    elif quick or pairs is not None or other_pairs is not None or method or row:
-        raise ConfigError(
-            f"bench {name}: --quick, --pairs, --other-pairs, --method and --row go with 'match'"
-        )
+    elif pairs is not None or other_pairs is not None or method or row:
+        raise ConfigError(f"bench {name}: --pairs, --other-pairs, --method, --row are of 'match'")
+    elif name == "filter":
+        from tnav.evaluate.bench_filter import measure_filter
+
+        rows = measure_filter(resolve_device(device), quick=quick, say=say, out=out)
+    elif name == "fix-model":
+        from tnav.evaluate.fix_check import measure_fix_model
+
+        rows = measure_fix_model(resolve_device(device), say, quick)
+    elif quick:
+        raise ConfigError(f"bench {name}: --quick goes with 'match', 'filter' and 'fix-model'")
     elif out is None:
         rows = measure(name, resolve_device(device), seeds, say)
     elif name == "relief":
@@ -193,7 +205,9 @@ def bench(
         rows, charts = measure_relief(RELIEF_SEED, say)
         say(f"page: {write_relief_page(out, rows, charts)}")
     else:
-        raise ConfigError(f"bench {name}: --out goes with 'match' and 'relief'; leave it out")
+        raise ConfigError(
+            f"bench {name}: --out goes with 'match', 'filter' and 'relief'; leave it out"
+        )
     _print_rows(f"bench {name}", rows, as_json)
 
 

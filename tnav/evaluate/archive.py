@@ -21,6 +21,7 @@ from tnav.evaluate.scenario import Scenario
 from tnav.files import written_aside
 from tnav.geometry.moon import up_L
 from tnav.images import write_png16
+from tnav.navigate.filter import agl_sigma_m, over_map_L
 from tnav.records import FixStatus, Innovation
 from tnav.terrain.heightfield import Terrain
 from tnav.terrain.raycast import cast
@@ -162,17 +163,16 @@ def _setup(log: RunLog, seed: int) -> dict[str, object]:
 def _state_arrays(log: RunLog) -> Arrays:
     trajectory, world = log.world.trajectory, log.world
     position = torch.cat([s.position_L for s in log.states])
-    map_error = world.scenario.map.error_model()
-    covariance = map_error.absolute(torch.cat([s.covariance[:, :9, :9] for s in log.states]))
+    covariance = torch.cat([s.covariance[:, :9, :9] for s in log.states])
+    over_map = torch.cat([over_map_L(s) for s in log.states])
     return {
         "state_t_s": np.array([s.t_s for s in log.states]),
         "state_position_L": position.numpy(),
         "state_velocity_L": torch.cat([s.velocity_L for s in log.states]).numpy(),
         "state_R_L_B": torch.cat([s.R_L_B for s in log.states]).numpy(),
         "state_covariance": covariance.numpy(),
-        "state_agl_m": _agl_m(world.terrain_map, position),
-        # The filter's height is good to its own sigma over the map, the map to its stated one.
-        "state_agl_sigma_m": (covariance[:, 2, 2] + map_error.sigma_m**2).sqrt().numpy(),
+        "state_agl_m": _agl_m(world.terrain_map, over_map),
+        "state_agl_sigma_m": torch.cat([agl_sigma_m(s) for s in log.states]).numpy(),
         "true_position_L": trajectory.position_L.numpy(),
         "true_velocity_L": trajectory.velocity_L.numpy(),
         "true_R_L_B": trajectory.R_L_B.numpy(),

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 from scipy.stats import chi2
+from torch import Tensor
 
 from tnav.evaluate.limits import Row
 from tnav.evaluate.localise import Localisation, Prediction, localise
@@ -63,14 +65,21 @@ def measure_calibration(
             image = expose(
                 views[name], world.scenario.detector, 1000 * draw + number, camera=world.camera
             )
-            found = localise(image, _prediction(world, pose, generator), nav)
+            found = localise(image, drawn_prediction(world, pose, generator), nav)
             trials[name].append(_trial(world, pose, found))
     everything = [t for each in trials.values() for t in each]
     rows = [row for name in poses for row in _rows(name, trials[name], world)]
     return rows + _rows("all", everything, world)
 
 
-def _prediction(world: World, pose: Pose, generator: torch.Generator) -> Prediction:
+def drawn_prediction(world: World, pose: Pose, generator: torch.Generator) -> Prediction:
+    """A prediction with the error of a filter and of the scenario's star tracker.
+
+    Args:
+        world: whose scenario states the star tracker, and whose truth gives the height.
+        pose: the true one, a batch of one.
+        generator: of the error, on the CPU.
+    """
     sigma_rad = math.radians(world.scenario.star_tracker.sigma_deg)
     prior_sigma_m = _PRIOR_SIGMA * agl_over(world.truth, pose.position_L)
     draw = torch.randn(2, 1, 3, generator=generator, dtype=torch.float64).to(world.device)
@@ -88,9 +97,7 @@ def _trial(world: World, pose: Pose, found: Localisation) -> Trial:
     fix, altitude = found.fix, found.altitude
     if fix.status is not FixStatus.OK or altitude is None or fix.covariance is None:
         return Trial(False, math.nan, math.nan, math.nan, math.nan)
-    position_L = found.solution.pose.position_L - pose.position_L
-    turn = so3_log(found.solution.pose.R_L_C @ pose.R_L_C.mT)
-    error = torch.cat([position_L, turn], -1)[0].cpu()
+    error = fix_error(pose, found)
     covariance = world.scenario.map.error_model().absolute(fix.covariance)
     agl_error_m = float(altitude.agl_m[0]) - agl_over(world.truth, pose.position_L)
     return Trial(
@@ -100,6 +107,13 @@ def _trial(world: World, pose: Pose, found: Localisation) -> Trial:
         agl_error_m=agl_error_m,
         horizontal_error_m=float(error[:2].norm()),
     )
+
+
+def fix_error(pose: Pose, found: Localisation) -> Float64[Tensor, "6"]:
+    """Estimate minus truth (dp_L, dtheta_L) of one fix, m and rad, on the CPU."""
+    position_L = found.solution.pose.position_L - pose.position_L
+    turn = so3_log(found.solution.pose.R_L_C @ pose.R_L_C.mT)
+    return torch.cat([position_L, turn], -1)[0].cpu()
 
 
 def _rows(name: str, trials: list[Trial], world: World) -> list[Row]:

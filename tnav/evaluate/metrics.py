@@ -33,7 +33,7 @@ from tnav.evaluate.runlog import (
 )
 from tnav.geometry.moon import altitude_m
 from tnav.geometry.pose import so3_log
-from tnav.navigate.filter import FilterConfig
+from tnav.navigate.state import FilterConfig
 from tnav.records import FaultKind, FixStatus, Sensor
 
 AGL_LIMIT_PERCENT = 0.5

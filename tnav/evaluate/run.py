@@ -18,16 +18,16 @@ from tnav.evaluate.world import R_B_C, World, agl_over, navigation_of, observe
 from tnav.geometry.pose import Pose, so3_exp
 from tnav.monitor.isolate import Monitor, MonitorConfig
 from tnav.navigate.filter import (
-    FilterConfig,
-    FilterState,
-    initial_state,
     predict_range,
     propagate,
+    relief_around_m2,
     update_altimeter,
+    update_ground,
     update_star_tracker,
     update_vision,
 )
-from tnav.navigate.shared_error import shared_error_inflation
+from tnav.navigate.map_error import travel
+from tnav.navigate.state import FilterConfig, FilterState, clone, initial_state
 from tnav.records import (
     AltimeterReading,
     FaultVerdict,
@@ -36,19 +36,19 @@ from tnav.records import (
     Innovation,
     RangePrediction,
     StarTrackerReading,
+    VisionFix,
 )
+from tnav.simulate.altimeter import AltimeterLog, read_altimeter
 from tnav.simulate.descent import Trajectory
 from tnav.simulate.faults import apply_fault
-from tnav.simulate.instruments import (
-    AltimeterLog,
-    epochs_s,
-    read_altimeter,
-    read_inertial,
-    read_star_tracker,
-)
+from tnav.simulate.inertial import read_inertial
+from tnav.simulate.instruments import epochs_s, read_star_tracker
+from tnav.terrain.heightfield import Terrain
 from tnav.terrain.raycast import cast
 
 _RELIEF_UNDER_POSTS = 0.2  # rms relief between posts of a map, over their distance
+_LEAST_MAP_SIGMA_M = 0.1  # no map is exact
+_HALF_FOV_MAX_RAD = math.radians(75)  # a fisheye sees further, but learns no more out there
 _LEAST_SIGMA = 1e-12  # a recipe may call an instrument perfect; a covariance may not
 
 Progress = Callable[[str, float], None]  # what is done now, share of the whole in [0, 1]
@@ -196,29 +196,21 @@ class _Flight:
         if fix.status is not FixStatus.OK:
             self._stars(k)
             return None
-        assert fix.position_L is not None
-        assert fix.R_L_C is not None
-        assert fix.covariance is not None
-        assert fix.map_covariance is not None
-        inflation = shared_error_inflation(
-            height_m=torch.tensor([agl_over(self.map_cpu, self.state.position_L)]).double(),
-            descent_m_s=self.state.velocity_L[:, 2],
-            interval_s=world.scenario.imaging.interval_s,
-            fov_rad=world.camera.fov_rad,
-            map_error=self.nav.map_error,
-        )
-        self.state, innovation = update_vision(
-            self.state,
-            fix.position_L[None],
-            fix.R_L_C[None],
-            fix.covariance[None] + (inflation - 1) * fix.map_covariance[None],
-            torch.ones(1, dtype=torch.bool),
-            R_B_C,
-            t_s,
-            self.config,
-        )
+        vision_fix, error_m, variance_m2 = fix_for_filter(localisation, self.map_cpu)
+        there = torch.ones(1, dtype=torch.bool)
+        self.state = clone(self._travelled())
+        self.state, innovation = update_vision(self.state, vision_fix, there, R_B_C, self.config)
+        self.state, ground = update_ground(self.state, error_m, variance_m2, there, self.config)
         self.log.innovations.append(innovation)
+        if bool(ground.present[0]):
+            self.log.innovations.append(ground)
         return innovation
+
+    def _travelled(self, relief_m2: Float64[Tensor, "1"] | None = None) -> FilterState:
+        height_m = agl_over(self.map_cpu, self.state.position_L)
+        half_rad = min(self.world.camera.fov_rad / 2, _HALF_FOV_MAX_RAD)
+        footprint_m = torch.tensor([2 * math.tan(half_rad) * height_m], dtype=torch.float64)
+        return travel(self.state, footprint_m.nan_to_num(), self.config, relief_m2)
 
     def _frame_log(
         self,
@@ -252,6 +244,8 @@ class _Flight:
     def _range(self, epoch: int, vision: Innovation | None) -> None:
         t_s, (range_m, valid) = self.state.t_s, self.readings
         reading = AltimeterReading(t_s, range_m[epoch : epoch + 1], valid[epoch : epoch + 1])
+        relief_m2 = relief_around_m2(self.state, self.map_cpu, self.spec)
+        self.state = self._travelled(relief_m2)
         prediction, H = predict_range(self.state, self.map_cpu, self.spec, self.config)
         self.state, innovation = update_altimeter(
             self.state, reading, prediction, H, self.spec, self.config
@@ -289,16 +283,38 @@ def _with_fault(
 
 def _filter_config(scenario: Scenario) -> FilterConfig:
     """What the filter is told of its sensors: their data sheets, and the map's."""
-    unit = scenario.inertial
+    unit, error = scenario.inertial, scenario.map.error_model()
     return FilterConfig(
         accelerometer_random_walk_m_s_sqrts=max(unit.velocity_random_walk_m_s_sqrt_s, _LEAST_SIGMA),
         accelerometer_bias_sigma_m_s2=max(unit.accelerometer_bias_m_s2, _LEAST_SIGMA),
         gyro_random_walk_rad_sqrts=max(unit.angle_random_walk_rad_sqrt_s, _LEAST_SIGMA),
         gyro_bias_sigma_rad_s=max(unit.gyro_bias_rad_s, _LEAST_SIGMA),
-        range_bias_sigma_m=max(scenario.map.vertical_rms_m, 0.1),
+        map_sigma_m=max(error.sigma_m, _LEAST_MAP_SIGMA_M),
+        map_correlation_m=error.correlation_m,
+        map_shift_sigma_m=max(error.horizontal_sigma_m, _LEAST_SIGMA),
         relief_sigma_m=_RELIEF_UNDER_POSTS * 2 * scenario.site.finest_post_m,
-        range_bias_correlation_m=scenario.map.vertical_correlation_m,
     )
+
+
+def fix_for_filter(
+    localisation: Localisation, terrain_map: Terrain
+) -> tuple[VisionFix, Float64[Tensor, "1"], Float64[Tensor, "1"]]:
+    """A good fix, what it says of the map's error under the lander, m, and its variance, m^2."""
+    fix, altitude = localisation.fix, localisation.altitude
+    assert fix.position_L is not None
+    assert fix.R_L_C is not None
+    assert fix.covariance is not None
+    assert fix.map_covariance is not None
+    assert altitude is not None
+    vision_fix = VisionFix(
+        t_s=fix.t_s,
+        position_L=fix.position_L[None],
+        R_L_C=fix.R_L_C[None],
+        covariance=fix.covariance[None],
+        map_covariance=fix.map_covariance[None],
+    )
+    over_map_m = agl_over(terrain_map, vision_fix.position_L)
+    return vision_fix, altitude.agl_m.cpu() - over_map_m, altitude.agl_sigma_m.cpu().square()
 
 
 def _initial(world: World, config: FilterConfig) -> FilterState:

@@ -13,9 +13,11 @@ from tnav.geometry.distortion import BrownConrady, Fisheye
 from tnav.records import FaultKind
 from tnav.render.detector import Detector
 from tnav.render.reflectance import LunarLambert, ReflectanceModel
+from tnav.simulate.altimeter import Altimeter
 from tnav.simulate.descent import DescentProfile
 from tnav.simulate.faults import AltimeterFault, NoFault
-from tnav.simulate.instruments import Altimeter, InertialUnit, StarTracker
+from tnav.simulate.inertial import InertialUnit
+from tnav.simulate.instruments import StarTracker
 from tnav.terrain.site import MapQuality, Site
 
 Seed = Annotated[int, Field(ge=-(2**40), le=2**40)]  # leaves room for shifts in 64 bits

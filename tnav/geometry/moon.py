@@ -13,6 +13,9 @@ from torch import Tensor
 
 RADIUS_M = 1737.4e3  # reference sphere of IAU 2015 and of the LOLA products
 GM_M3_S2 = 4.902800118e12  # GRAIL GL0660B (Konopliv et al. 2013)
+# Degree 2 of the same field: normalised C20 -9.088e-5, J2 = -sqrt(5) C20 (C22: none here).
+J2 = 2.0322e-4
+J2_RADIUS_M = 1738.0e3  # the reference radius that goes with J2, not the sphere of the heights
 SPIN_RAD_S = 2.6616995e-6  # 13.17635815 deg/day (IAU WGCCRE 2015, Archinal et al. 2018, W's rate)
 
 
@@ -36,6 +39,12 @@ class LocalFrame:
     def centre_L(self) -> Float64[Tensor, "3"]:
         """The Moon's centre in L, m."""
         return torch.tensor([0.0, 0.0, -RADIUS_M], dtype=torch.float64)
+
+    @property
+    def pole_L(self) -> Float64[Tensor, "3"]:
+        """The Moon's spin axis in L, a unit vector."""
+        lat = math.radians(self.latitude_deg)
+        return torch.tensor([0.0, math.cos(lat), math.sin(lat)], dtype=torch.float64)
 
     def spin_L(self) -> Float64[Tensor, "3"]:
         """Angular velocity of L against inertial space, rad/s."""
@@ -88,7 +97,28 @@ def up_L(point_L: Float64[Tensor, "*b 3"]) -> Float64[Tensor, "*b 3"]:
     return radial / radial.norm(dim=-1, keepdim=True)
 
 
-def gravity_L(point_L: Float64[Tensor, "*b 3"]) -> Float64[Tensor, "*b 3"]:
-    """Newtonian gravity of a point mass, m/s^2, without the centrifugal term."""
+def gravity_L(point_L: Float64[Tensor, "*b 3"], frame: LocalFrame) -> Float64[Tensor, "*b 3"]:
+    """Gravity of a point mass and of the Moon's flattening, m/s^2, without the centrifugal term.
+
+    ``-GM/r^3 [r + 3/2 J2 (R/r)^2 ((1 - 5 s^2) r + 2 r s k)]`` with k the pole and ``r s`` the
+    height over the equator's plane (Montenbruck, Gill 2000, "Satellite Orbits", section 3.2;
+    Vallado 2013, section 8.7).
+    """
     radial = _from_centre(point_L)
-    return -GM_M3_S2 * radial / radial.norm(dim=-1, keepdim=True) ** 3
+    latitude = math.radians(frame.latitude_deg)
+    cosine, sine = math.cos(latitude), math.sin(latitude)  # the pole in L is (0, cosine, sine)
+    radius2 = radial.square().sum(-1, keepdim=True)
+    height = cosine * radial[..., 1:2] + sine * radial[..., 2:3]
+    flattening = (1.5 * J2 * J2_RADIUS_M**2) / radius2
+    along_radius = 1 + flattening * (1 - 5 * height.square() / radius2)
+    along_pole = 2 * flattening * height
+    x, y, z = radial.unbind(-1)
+    scaled = torch.stack(
+        [
+            along_radius[..., 0] * x,
+            along_radius[..., 0] * y + along_pole[..., 0] * cosine,
+            along_radius[..., 0] * z + along_pole[..., 0] * sine,
+        ],
+        -1,
+    )
+    return -GM_M3_S2 / (radius2 * radius2.sqrt()) * scaled

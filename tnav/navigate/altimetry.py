@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from tnav.navigate.mechanisation import ATTITUDE, POSITION, RANGE_BIAS, STATES
+from tnav.navigate.mechanisation import ATTITUDE, MAP_LOCAL, POSITION, RANGE_BIAS, STATES
 
 # A beam that grazes the plane by less than 0.06 deg has no finite derivative worth using.
 _MIN_COSINE = 1e-3
@@ -21,7 +21,7 @@ def range_jacobian(
     normal_L: Float64[Tensor, "b 3"],
     range_m: Float64[Tensor, " b"],
     hit: Bool[Tensor, " b"],
-) -> tuple[Float64[Tensor, "b 1 16"], Float64[Tensor, " b"]]:
+) -> tuple[Float64[Tensor, "b 1 29"], Float64[Tensor, " b"]]:
     """Derivative of the range by the error state, and the angle of incidence.
 
     Args:
@@ -38,6 +38,7 @@ def range_jacobian(
     H = torch.zeros(len(range_m), 1, STATES, dtype=range_m.dtype, device=range_m.device)
     H[:, 0, POSITION] = slope
     H[:, 0, ATTITUDE] = by_attitude
+    H[:, 0, MAP_LOCAL] = slope[:, 2]  # lower ground is farther away, as a higher lander is
     H[:, 0, RANGE_BIAS] = 1.0
     H = torch.where(hit[:, None, None], H, torch.zeros_like(H))
     return H, torch.acos(cosine.squeeze(-1).clamp(-1.0, 1.0))

@@ -3,11 +3,16 @@
 With the frame's spin W against inertial space and the Moon's centre c (Groves 2013, section 5.3)::
 
     p' = v
-    v' = R f + g(p) - 2 W x v - W x (W x (p - c))
+    v' = R f + g(p) - 2 W x v - W x (W x (p - c))      g with J2, its gradient without
     R' = R [w x] - [W x] R
 
-The error state is ``(dp_L, dv_L, dtheta_L, gyro bias, accelerometer bias, range bias)`` with
-``R = Exp(dtheta_L) R_hat``. The functions here know tensors only; the filter keeps the records.
+The error state is ``(dp_L, dv_L, dtheta_L, gyro bias, accelerometer bias, thrust scale)``, then
+the errors of map and altimeter, which no inertial unit sees, and the pose at the last exposure (a
+clone, Roumeliotis and Burdick 2002), with ``R = Exp(dtheta_L) R_hat``.
+
+The thrust scale is the part of the accelerometers' scale and misalignment that a descent can show:
+as the engine pushes along one body axis, the matrix of nine errors acts through its column there.
+The functions here know tensors only; the filter keeps the records.
 """
 
 import math
@@ -18,7 +23,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from tnav.geometry.moon import GM_M3_S2, LocalFrame
+from tnav.geometry.moon import GM_M3_S2, J2, J2_RADIUS_M, LocalFrame
 from tnav.geometry.pose import skew, so3_exp
 
 POSITION = slice(0, 3)
@@ -26,8 +31,16 @@ VELOCITY = slice(3, 6)
 ATTITUDE = slice(6, 9)
 GYRO_BIAS = slice(9, 12)
 ACCELEROMETER_BIAS = slice(12, 15)
-RANGE_BIAS = 15
-STATES = 16
+THRUST_SCALE = slice(15, 18)
+INERTIAL = 18  # states before this one move with the inertial unit
+MAP_SHIFT = slice(18, 20)  # of the whole map, east and north, m
+MAP_MEAN = 20  # the map's vertical error (map minus ground) as one image averages it, m
+MAP_LOCAL = 21  # the same under the lander, m
+RANGE_BIAS = 22  # the altimeter's own, m
+CORE = 23  # states before this one are of now
+CLONE_POSITION = slice(23, 26)
+CLONE_ATTITUDE = slice(26, 29)
+STATES = 29
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +51,9 @@ class FrameStep:
     coriolis: Float64[Tensor, "3 3"]  # -2 [W x], 1/s
     centrifugal: Float64[Tensor, "3 3"]  # -[W x]^2, 1/s^2
     turn: Float64[Tensor, "3 3"]  # Exp(-W dt)
-    dynamics: Float64[Tensor, "16 16"]  # constant part of the error dynamics times dt
-    identity: Float64[Tensor, "16 16"]
+    pole_L: Float64[Tensor, "3"]
+    dynamics: Float64[Tensor, "18 18"]  # constant part of the error dynamics times dt
+    identity: Float64[Tensor, "18 18"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +79,7 @@ def frame_step(
     """Constants of a step; cached, because building them costs more than the step itself."""
     spin = frame.spin_L()
     cross = skew(spin)
-    dynamics = torch.zeros(STATES, STATES, dtype=torch.float64)
+    dynamics = torch.zeros(INERTIAL, INERTIAL, dtype=torch.float64)
     eye = torch.eye(3, dtype=torch.float64)
     dynamics[POSITION, VELOCITY] = eye
     dynamics[VELOCITY, POSITION] = -cross @ cross
@@ -79,7 +93,8 @@ def frame_step(
         centrifugal=(-cross @ cross).to(device),
         turn=so3_exp(-spin * dt_s).to(device),
         dynamics=(dynamics * dt_s).to(device),
-        identity=torch.eye(STATES, dtype=torch.float64).to(device),
+        pole_L=frame.pole_L.to(device),
+        identity=torch.eye(INERTIAL, dtype=torch.float64).to(device),
     )
 
 
@@ -99,15 +114,20 @@ def advance(
         delta_theta_B: integral of body rate against inertial space, bias removed, rad.
     """
     # Body axes turn while they sum up the specific force: Savage's rotation compensation.
-    compensated_B = delta_v_B + 0.5 * torch.linalg.cross(delta_theta_B, delta_v_B)
+    once_B = torch.linalg.cross(delta_theta_B, delta_v_B)
+    compensated_B = delta_v_B + 0.5 * once_B + torch.linalg.cross(delta_theta_B, once_B) / 6
     delta_v_L = (R_L_B @ compensated_B[..., None]).squeeze(-1)
     R_next = step.turn @ R_L_B @ so3_exp(delta_theta_B)
 
     radial = position_L + (0.5 * dt_s) * velocity_L - step.centre_L  # at the middle of the step
     radius2 = radial.square().sum(-1, keepdim=True)
     gm_r3 = GM_M3_S2 / (radius2 * radius2.sqrt())
-    middle_velocity = velocity_L + 0.5 * delta_v_L
-    field = radial @ step.centrifugal.mT + middle_velocity @ step.coriolis.mT - gm_r3 * radial
+    along_pole = (radial * step.pole_L).sum(-1, keepdim=True)
+    flattening = (1.5 * J2 * J2_RADIUS_M**2) / radius2
+    oblate = (1 - 5 * along_pole.square() / radius2) * radial + 2 * along_pole * step.pole_L
+    gravity = -gm_r3 * (radial + flattening * oblate)
+    middle_velocity = velocity_L + 0.5 * (delta_v_L + dt_s * gravity)
+    field = gravity + radial @ step.centrifugal.mT + middle_velocity @ step.coriolis.mT
     velocity_next = velocity_L + delta_v_L + dt_s * field
     outer = radial[..., :, None] * radial[..., None, :]
     gradient = (3 * gm_r3 / radius2)[..., None] * outer - gm_r3[..., None] * step.identity[:3, :3]
@@ -122,23 +142,22 @@ def advance(
 
 
 def transition(
-    moved: Advance, range_bias_decay: Float64[Tensor, " b"], dt_s: float, step: FrameStep
-) -> Float64[Tensor, "b 16 16"]:
-    """Transition matrix of the error state over a step, ``I + A dt + (A dt)^2 / 2``.
+    moved: Advance, thrust_m_s: Float64[Tensor, " b"], dt_s: float, step: FrameStep
+) -> Float64[Tensor, "b 18 18"]:
+    """Transition matrix of the inertial states over a step, ``I + A dt + (A dt)^2 / 2``.
 
     Args:
-        range_bias_decay: factor by which the range bias forgets itself over the step.
+        thrust_m_s: velocity gained along the body axis of thrust over the step.
     """
     batch = moved.position_L.shape[0]
-    a_dt = step.dynamics.expand(batch, STATES, STATES).clone()
+    a_dt = step.dynamics.expand(batch, INERTIAL, INERTIAL).clone()
     a_dt[:, VELOCITY, POSITION] += dt_s * moved.gravity_gradient
     a_dt[:, VELOCITY, ATTITUDE] = -skew(moved.delta_v_L)
     coupling = -dt_s * moved.mean_R_L_B
     a_dt[:, VELOCITY, ACCELEROMETER_BIAS] = coupling
     a_dt[:, ATTITUDE, GYRO_BIAS] = coupling
-    phi = torch.baddbmm(a_dt + step.identity, a_dt, a_dt, alpha=0.5)
-    phi[:, RANGE_BIAS, RANGE_BIAS] = range_bias_decay
-    return phi
+    a_dt[:, VELOCITY, THRUST_SCALE] = -thrust_m_s[:, None, None] * moved.mean_R_L_B
+    return torch.baddbmm(a_dt + step.identity, a_dt, a_dt, alpha=0.5)
 
 
 def inertial_noise(
@@ -149,15 +168,15 @@ def inertial_noise(
     accelerometer_bias_time_s: float,
     gyro_bias_sigma: float,
     gyro_bias_time_s: float,
-) -> Float64[Tensor, "16 16"]:
-    """Covariance that white and bias-driving noise add over a step (on the host, range bias 0).
+) -> Float64[Tensor, "18 18"]:
+    """Covariance that white and bias-driving noise add over a step (on the host).
 
     White acceleration noise of density n integrates to ``n^2 (dt^3/3, dt^2/2, dt)`` in position,
     position with velocity, and velocity (Groves 2013, eq. 14.82 to second order). A Gauss-Markov
     bias keeps its variance: it is driven by ``sigma^2 (1 - exp(-2 dt / tau))``.
     """
     eye = torch.eye(3, dtype=torch.float64)
-    q = torch.zeros(STATES, STATES, dtype=torch.float64)
+    q = torch.zeros(INERTIAL, INERTIAL, dtype=torch.float64)
     a2 = accelerometer_random_walk**2
     q[POSITION, POSITION] = a2 * dt_s**3 / 3 * eye
     q[POSITION, VELOCITY] = q[VELOCITY, POSITION] = a2 * dt_s**2 / 2 * eye

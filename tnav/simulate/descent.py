@@ -83,7 +83,7 @@ def fly(profile: DescentProfile, frame: LocalFrame, ground_z_m: float) -> Trajec
     from_centre = position - frame.centre_L
     inertial_L = acceleration_L + 2 * torch.linalg.cross(spin, velocity)
     inertial_L = inertial_L + torch.linalg.cross(spin, torch.linalg.cross(spin, from_centre))
-    force_L = inertial_L - gravity_L(position)
+    force_L = inertial_L - gravity_L(position, frame)
     azimuth = math.radians(profile.approach_azimuth_deg)
     heading_L = torch.tensor([[math.sin(azimuth), math.cos(azimuth), 0.0]], dtype=torch.float64)
     R_L_B = body_from_thrust(force_L, heading_L.expand_as(force_L))

@@ -1,0 +1,288 @@
+"""The error model of fixes, fitted from image runs.
+
+The stated covariance C of a fix contains the map's share M. The model keeps ``C - M`` plus M's
+attitude block, and M's position block apart, since a flight adds the map's position error itself;
+what links the two blocks of M is left out. Errors are counted on the map: its shift is taken off.
+A correction is kept where its interval excludes that there is none.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float64
+from scipy.stats import chi2, t
+from torch import Tensor
+
+from tnav.errors import RunFileError
+from tnav.evaluate.fix_model import Factor, FixModel, Knot, Scale, Share
+from tnav.evaluate.fix_trials import (
+    ATTITUDE,
+    POSITION,
+    SAME_RATIO,
+    FixTrial,
+    errors_of,
+    good_of,
+    map_share_of,
+    own_of,
+    solved_of,
+    stated_of,
+    usual_of,
+)
+from tnav.evaluate.match_scores import binomial_interval
+
+SCENARIO = "resilience"
+_LEAST_FIXES = 3  # of a knot that has a covariance of its own
+GSD_AT = (1.0, 2.0, 4.0)  # times the usual posting
+_FREE_RATIO = 4.2  # of a knot whose images the map's finest posts do not limit
+_LEVEL, _BIAS_LEVEL = 0.99, 0.999  # of intervals
+_UNBOUNDED = 1e6  # a factor that nothing bounds
+_LEAST_SIGMA = (1e-6,) * 3 + (1e-12,) * 3  # m and rad: a map may be called perfect
+_MIX = 1e-6  # of the unit matrix in a correlation, which makes it positive definite
+
+
+def fit(trials: Sequence[FixTrial], scenario: str = SCENARIO) -> FixModel:
+    """Fit the model.
+
+    Args:
+        trials: of any heights, Suns and map postings; those of the first posting make the knots.
+        scenario: named in the model.
+
+    Raises:
+        RunFileError: too few trials for two knots.
+    """
+    heights = sorted({trial.knot_m for trial in trials}, reverse=True)
+    groups = [[trial for trial in trials if trial.knot_m == height] for height in heights]
+    enough = [usual_of(group) for group in groups]
+    if len(heights) < 2 or not any(len(solved_of(group)) >= _LEAST_FIXES for group in enough):
+        raise RunFileError(
+            f"fix model: {len(trials)} trials at {len(heights)} heights; expected 2 heights or "
+            f"more, and {_LEAST_FIXES} fixes at one of them"
+        )
+    knots = _knots(groups)
+    by_height = dict(zip(heights, knots, strict=True))
+    return FixModel(
+        scenario=scenario,
+        setup=trials[0].setup,
+        trials=len(trials),
+        gsd_ratio_max=max(trial.gsd_ratio for trial in trials),
+        sun=_sun_factor(trials, by_height),
+        gsd=_gsd_factor(trials, by_height),
+        knots=tuple(knots),
+    )
+
+
+def _knots(groups: list[list[FixTrial]]) -> list[Knot]:
+    """One knot a height; where there are too few fixes, the covariance is that of the next one."""
+    fixes = [solved_of(usual_of(group)) for group in groups]
+    usable = [k for k, solved in enumerate(fixes) if len(solved) >= _LEAST_FIXES]
+    good = [good_of(each) for each in fixes]
+    biases = [_bias(each) for each in good]
+    all_good = [trial for each in good for trial in each]
+    all_biases = [bias[0] for bias, each in zip(biases, good, strict=True) for _ in each]
+    pooled = [_scale(all_good, part, all_biases) for part in (POSITION, ATTITUDE)]
+    knots = []
+    for k, group in enumerate(groups):
+        _, donor = min((abs(other - k), other) for other in usable)
+        knots.append(_knot(group, fixes[donor], good[k], biases[k], pooled))
+    return knots
+
+
+def _knot(
+    group: list[FixTrial],
+    stated: list[FixTrial],
+    good: list[FixTrial],
+    bias: tuple[tuple[float, ...], tuple[float, ...]],
+    pooled: list[Scale],
+) -> Knot:
+    usual = usual_of(group)
+    n = len(solved_of(usual))
+    own, of_map = own_of(stated), map_share_of(stated)
+    sigma, correlation = _typical(own, _LEAST_SIGMA)
+    place, place_correlation = _typical(of_map[:, POSITION, POSITION], _LEAST_SIGMA[:3])
+    turn, turn_correlation = _typical(of_map[:, ATTITUDE, ATTITUDE], _LEAST_SIGMA[3:])
+    ratios = [math.log(trial.gsd_ratio) for trial in usual or group]
+    found = {
+        "agl_m": group[0].knot_m,
+        "gsd_ratio": math.exp(sum(ratios) / len(ratios)),
+        "availability": _share(n, len(usual)),
+        "outlier_rate": _share(n - len(good), n),
+        "bias": bias[0],
+        "bias_half_width": bias[1],
+        "sigma": sigma,
+        "correlation": correlation,
+        "map_position_sigma_m": place,
+        "map_position_correlation": place_correlation,
+        "map_attitude_sigma_rad": turn,
+        "map_attitude_correlation": turn_correlation,
+        "position_scale": _or_pooled(_scale(good, POSITION, [bias[0]] * len(good)), pooled[0]),
+        "attitude_scale": _or_pooled(_scale(good, ATTITUDE, [bias[0]] * len(good)), pooled[1]),
+    }
+    return Knot.model_validate(found)
+
+
+def _or_pooled(own: Scale, pooled: Scale) -> Scale:
+    return own.model_copy(update={"value": pooled.value}) if _holds(own, pooled.value) else own
+
+
+def _holds(scale: Scale, value: float) -> bool:
+    return scale.low <= value <= scale.high
+
+
+def _scale(
+    trials: Sequence[FixTrial],
+    part: slice,
+    biases: Sequence[Sequence[float]],
+    times: Float64[Tensor, " n"] | None = None,
+) -> Scale:
+    """Mean normalised square of errors, which is the factor on covariances that makes it one.
+
+    Its interval, 99 %, is that of a sum of squares of normal errors (chi-square).
+
+    Args:
+        trials: fixes without outliers.
+        part: of the six components.
+        biases: taken off the errors, one a trial.
+        times: what the covariances are multiplied by beforehand.
+    """
+    n = 3 * len(trials)
+    if n == 0:
+        return Scale(value=1.0, n=0, low=0.0, high=_UNBOUNDED)
+    error = (errors_of(trials) - torch.tensor(biases, dtype=torch.float64))[:, part]
+    squares = (error * torch.linalg.solve(stated_of(trials)[:, part, part], error)).sum(-1)
+    total = float((squares if times is None else squares / times).sum())
+    low, high = (total / float(chi2.ppf(0.5 + side * _LEVEL / 2, n)) for side in (1, -1))
+    return Scale(value=total / n, n=n, low=low, high=high)
+
+
+def _bias(trials: list[FixTrial]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean error where a t-test at 99.9 % tells it from zero, and the half-width of the test."""
+    n = len(trials)
+    if n < 2:
+        return (0.0,) * 6, (0.0,) * 6
+    error = errors_of(trials)
+    mean = error.mean(0)
+    half = float(t.ppf(0.5 + 0.5 * _BIAS_LEVEL, n - 1)) * error.std(0) / math.sqrt(n)
+    return tuple(torch.where(mean.abs() > half, mean, 0.0).tolist()), tuple(half.tolist())
+
+
+def _typical(
+    covariance: Float64[Tensor, "n k k"], least: Sequence[float]
+) -> tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]:
+    """Median sigma of each component, and the mean of all correlations."""
+    k = covariance.shape[-1]
+    floor = torch.tensor(least, dtype=torch.float64)
+    sigma = torch.maximum(covariance.diagonal(dim1=-2, dim2=-1).clamp_min(0.0).sqrt(), floor)
+    unit = covariance / (sigma[:, :, None] * sigma[:, None, :])
+    # Shares of a difference of matrices may be a little negative: cut them off.
+    values, vectors = torch.linalg.eigh(0.5 * (unit + unit.mT))
+    unit = (vectors * values.clamp_min(0.0)[:, None, :]) @ vectors.mT
+    eye = torch.eye(k, dtype=torch.float64)
+    diagonal = unit.diagonal(dim1=-2, dim2=-1).clamp_min(_MIX).sqrt()
+    mean = (unit / (diagonal[:, :, None] * diagonal[:, None, :])).mean(0)
+    mean = (1 - _MIX) * 0.5 * (mean + mean.mT) + _MIX * eye
+    mean = mean - torch.diag(mean.diagonal()) + eye
+    return tuple(sigma.quantile(0.5, dim=0).tolist()), tuple(tuple(r) for r in mean.tolist())
+
+
+def _sun_factor(trials: Sequence[FixTrial], knots: dict[float, Knot]) -> Factor:
+    """Over the Sun's elevation, against the mean of all Suns; on the usual map posting."""
+    usual = usual_of(trials)
+    at = tuple(sorted({trial.sun_elevation_deg for trial in usual}))
+    bands = [[trial for trial in usual if trial.sun_elevation_deg == sun] for sun in at]
+    return _factor(at, bands, usual, knots)
+
+
+def _gsd_factor(trials: Sequence[FixTrial], knots: dict[float, Knot]) -> Factor:
+    """Over the posting against the usual one, where the map has finer posts than it shows."""
+    free = [trial for trial in trials if knots[trial.knot_m].gsd_ratio < _FREE_RATIO]
+    bands = [
+        [trial for trial in free if low <= trial.gsd_ratio / knots[trial.knot_m].gsd_ratio < high]
+        for low, high in ((at / SAME_RATIO, at * SAME_RATIO) for at in GSD_AT)
+    ]
+    return _factor(GSD_AT, bands, bands[0], knots)
+
+
+def _factor(
+    at: tuple[float, ...],
+    bands: list[list[FixTrial]],
+    usual: Sequence[FixTrial],
+    knots: dict[float, Knot],
+) -> Factor:
+    own, of_map = (x.mean(0).nan_to_num(0.0) for x in _log_excess(solved_of(usual), knots))
+    rate = len(solved_of(usual)) / max(len(usual), 1)
+    rows = []
+    for band in bands:
+        solved = solved_of(band)
+        band_own, band_map = _log_excess(solved, knots)
+        good = good_of(band)
+        rows.append(
+            {
+                "sigma": [_sigma_factor(x) for x in (band_own - own).unbind(1)],
+                "map_sigma": [_sigma_factor(x) for x in (band_map - of_map).unbind(1)],
+                "position_scale": _scale_factor(good, POSITION, knots),
+                "attitude_scale": _scale_factor(good, ATTITUDE, knots),
+                "availability": _share_factor(len(solved), len(band), rate),
+            }
+        )
+    return Factor.model_validate({"at": at} | {name: [r[name] for r in rows] for name in rows[0]})
+
+
+def _log_excess(
+    solved: Sequence[FixTrial], knots: dict[float, Knot]
+) -> tuple[Float64[Tensor, "n 4"], Float64[Tensor, "n 4"]]:
+    """Log of a fix's sigma over its knot's, without and of the map: as `Factor` orders them."""
+    floor = torch.tensor(_LEAST_SIGMA, dtype=torch.float64)
+    usual = [
+        (*k.sigma, *k.map_position_sigma_m, *k.map_attitude_sigma_rad)
+        for k in (knots[trial.knot_m] for trial in solved)
+    ]
+    usual_sigma = torch.tensor(usual, dtype=torch.float64).reshape(-1, 2, 6)
+    excess = []
+    for k, covariance in enumerate((own_of(solved), map_share_of(solved))):
+        sigma = covariance.diagonal(dim1=-2, dim2=-1).clamp_min(0.0).sqrt()
+        log = (torch.maximum(sigma, floor) / usual_sigma[:, k]).log()
+        excess.append(
+            torch.stack([log[:, :2].mean(1), log[:, 2], log[:, 3:5].mean(1), log[:, 5]], 1)
+        )
+    return excess[0], excess[1]
+
+
+def _sigma_factor(excess: Float64[Tensor, " n"]) -> Scale:
+    """Geometric mean where its t-interval of 99 % excludes one."""
+    n = excess.shape[0]
+    if n < _LEAST_FIXES:
+        return Scale(value=1.0, n=n, low=0.0, high=_UNBOUNDED)
+    mean = float(excess.mean())
+    half = float(t.ppf(0.5 + 0.5 * _LEVEL, n - 1)) * float(excess.std()) / math.sqrt(n)
+    value = math.exp(mean) if abs(mean) > half else 1.0
+    return Scale(value=value, n=n, low=math.exp(mean - half), high=math.exp(mean + half))
+
+
+def _scale_factor(good: Sequence[FixTrial], part: slice, knots: dict[float, Knot]) -> Scale:
+    """What the knots' scale must be multiplied by, where its 99 % interval excludes one."""
+    at = [knots[trial.knot_m] for trial in good]
+    values = [k.position_scale.value if part is POSITION else k.attitude_scale.value for k in at]
+    times = torch.tensor(values, dtype=torch.float64)
+    found = _scale(good, part, [k.bias for k in at], times)
+    return found.model_copy(update={"value": 1.0}) if _holds(found, 1.0) else found
+
+
+def _share_factor(solved: int, n: int, usual_rate: float) -> Scale:
+    """Share of images with a fix over the usual one, where its 99 % interval excludes that.
+
+    The share is (k + 1/2) / (n + 1), Jeffreys' mean: of few trials without a fix it is not zero.
+    """
+    if n == 0 or usual_rate == 0:
+        return Scale(value=1.0, n=n, low=0.0, high=_UNBOUNDED)
+    low, high = binomial_interval(solved, n, _LEVEL)
+    differs = not low <= usual_rate <= high
+    value = (solved + 0.5) / (n + 1) / usual_rate if differs else 1.0
+    return Scale(value=value, n=n, low=low / usual_rate, high=high / usual_rate)
+
+
+def _share(successes: int, n: int) -> Share:
+    if n == 0:
+        return Share(value=0.0, n=0, low=0.0, high=1.0)
+    low, high = binomial_interval(successes, n)
+    return Share(value=successes / n, n=n, low=low, high=high)

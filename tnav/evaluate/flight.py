@@ -1,0 +1,319 @@
+"""The closed loop: lander and instruments, the filter, and guidance on what the filter believes.
+
+All descents of a batch share the clock and one terrain, and differ in every error. The host waits
+for the device once a second of flight, to see whether all have landed.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float64
+from torch import Tensor
+
+from tnav.evaluate.descent_plan import Descent, filter_config
+from tnav.evaluate.flight_ground import Exposure, Ground, map_agl_m
+from tnav.evaluate.flight_log import FlightLog, height_over_site_m
+from tnav.evaluate.scenario import Scenario
+from tnav.evaluate.world import R_B_C
+from tnav.geometry.moon import altitude_m
+from tnav.geometry.pose import so3_exp
+from tnav.navigate.filter import (
+    agl_sigma_m,
+    over_map_L,
+    predict_range,
+    propagate,
+    relief_around_m2,
+    update_altimeter,
+    update_ground,
+    update_star_tracker,
+    update_vision,
+)
+from tnav.navigate.map_error import travel
+from tnav.navigate.mechanisation import POSITION
+from tnav.navigate.state import FilterState, GatePolicy, clone, initial_state
+from tnav.records import AltimeterReading, InertialIncrements, StarTrackerReading
+from tnav.simulate.altimeter import beam_L, draw_altimeter, read_ranges
+from tnav.simulate.guidance import before_guidance, guide, plan_descent
+from tnav.simulate.inertial import draw_inertial, read_increments
+from tnav.simulate.instruments import read_attitude
+from tnav.simulate.lander import LanderState, at_start, forward_L, initial_orbit, step, touch
+from tnav.terrain.heightfield import Terrain
+
+Progress = Callable[[str, float], None]  # what is done now, share of the longest flight
+
+_HALF_FOV_MAX_RAD = math.radians(75)  # a fisheye sees further, but learns no more out there
+# Ranges are predicted from where one of the descents comes this near to what is promised.
+_NEAR = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Where a batch of descents begins, in truth and in navigation."""
+
+    lander: LanderState
+    state: FilterState
+
+
+def start(descent: Descent, scenario: Scenario, batch: int, device: torch.device) -> Started:
+    """Draws the truth about the plan, and navigation about the truth."""
+    spread, guidance, frame = descent.dispersion, descent.guidance, scenario.site.frame
+    generator = torch.Generator().manual_seed(scenario.seeds.initial)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(batch, *shape, generator=generator, dtype=torch.float64).to(device)
+
+    downrange_m = torch.full((batch,), guidance.start_downrange_m, dtype=torch.float64)
+    planned_L, planned_v_L = initial_orbit(
+        frame, guidance.orbit, downrange_m.to(device), guidance.approach_azimuth_deg
+    )
+    position_L = planned_L + spread.orbit_position_m * normal(3)
+    velocity_L = planned_v_L + spread.orbit_velocity_m_s * normal(3)
+    lander = at_start(
+        descent.lander,
+        0.0,
+        position_L,
+        velocity_L,
+        -velocity_L,
+        forward_L(guidance.approach_azimuth_deg).to(device),
+        1 + spread.thrust * normal(),
+    )
+    sigma_rad = math.radians(spread.attitude_deg)
+    state = initial_state(
+        0.0,
+        position_L + spread.position_m * normal(3),
+        velocity_L + spread.velocity_m_s * normal(3),
+        so3_exp(sigma_rad * normal(3)) @ lander.R_L_B,
+        position_sigma_m=spread.position_m,
+        velocity_sigma_m_s=spread.velocity_m_s,
+        attitude_sigma_rad=sigma_rad,
+        config=filter_config(descent, scenario),
+    )
+    return Started(lander, state)
+
+
+class Flight:
+    """A batch of descents; its state is lander, filter, guidance and the log."""
+
+    def __init__(
+        self,
+        descent: Descent,
+        scenario: Scenario,
+        ground: Ground,
+        terrain_map: Terrain,
+        batch: int,
+        keep: int | None = None,
+    ) -> None:
+        """All random draws follow from the scenario's seeds.
+
+        Args:
+            descent: the recipe.
+            scenario: ground, map, camera and seeds.
+            ground: truth under the descents, in one fidelity or the other.
+            terrain_map: the map that navigation carries; the filter runs on its device.
+            batch: number of descents.
+            keep: number of the descent whose whole history is logged, if one.
+        """
+        device, seeds = terrain_map.device, scenario.seeds
+        self.descent, self.scenario, self.ground, self.map = descent, scenario, ground, terrain_map
+        self.frame, self.device = scenario.site.frame, device
+        self.spec, self.config = descent.altimeter.spec(), filter_config(descent, scenario)
+        began = start(descent, scenario, batch, device)
+        self.lander, self.state = began.lander, began.state
+        height_m, _ = terrain_map.height_L(torch.zeros(1, 2, dtype=torch.float64, device=device))
+        self.site_z_m = float(height_m[0])
+        self.plan = plan_descent(descent.guidance, self.frame, self.site_z_m, device)
+        self.memory = before_guidance(self.plan, 0.0, batch)
+        self.noise = {
+            name: torch.Generator().manual_seed(getattr(seeds, name))
+            for name in ("inertial", "star_tracker", "altimeter")
+        }
+        self.inertial_errors = draw_inertial(descent.inertial, batch, self.noise["inertial"])
+        self.inertial_errors = self.inertial_errors.to(device)
+        self.altimeter_errors = draw_altimeter(descent.altimeter, batch, self.noise["altimeter"])
+        self.altimeter_errors = self.altimeter_errors.to(device)
+        half_rad = min(scenario.camera.camera().fov_rad / 2, _HALF_FOV_MAX_RAD)
+        self.footprint_per_m = 2 * math.tan(half_rad)
+        self.near = False
+        self.pending: tuple[int, Exposure] | None = None
+        self.log = FlightLog(batch, device, keep)
+
+    def fly(self, progress: Progress) -> FlightLog:
+        """From orbit until all are down, or the longest duration is over."""
+        began, last = time.perf_counter(), round(self.descent.duration_max_s / self.descent.step_s)
+        each_second = self.descent.steps(1.0)
+        for k in range(1, last + 1):
+            if (k - 1) % each_second == 0:
+                self._look_ahead()
+                if bool(self.lander.landed.all()):
+                    break
+                progress(f"{self.state.t_s:.0f} s of flight", k / last)
+            self._step(k)
+        self.log.finish(self.lander, time.perf_counter() - began)
+        return self.log
+
+    def _look_ahead(self) -> None:
+        height_m = altitude_m(self.state.position_L) - self.site_z_m
+        up = ~self.lander.landed
+        least_m = torch.where(up, height_m, torch.inf).min()
+        seeing_m = self.descent.seeing.agl_max_m
+        self.near = bool(least_m < max(_NEAR * self.spec.range_max_m, _NEAR * seeing_m))
+
+    def _step(self, k: int) -> None:
+        descent, dt_s = self.descent, self.descent.step_s
+        self.memory, command_L = guide(
+            self.plan,
+            self.memory,
+            self.state.t_s,
+            self.state.position_L,
+            self.state.velocity_L,
+            self.expected_agl_m()[0],
+        )
+        self.lander, delta_v_B, delta_theta_B = step(
+            descent.lander, self.lander, command_L, self.frame, dt_s
+        )
+        delta_v_B, delta_theta_B = read_increments(
+            descent.inertial,
+            self.inertial_errors,
+            delta_v_B,
+            delta_theta_B,
+            dt_s,
+            self.noise["inertial"],
+        )
+        increments = InertialIncrements(k * dt_s, dt_s, delta_v_B, delta_theta_B)
+        self.state = propagate(self.state, increments, self.frame, self.config)
+        period = descent.steps(1 / descent.star_tracker.rate_hz)
+        # Between exposures: a fix is solved with an attitude of its own.
+        if k % period == period // 2:
+            self._stars()
+        if descent.with_vision and self.near:
+            self._vision(k)
+        ranging = k % descent.steps(1 / descent.altimeter.rate_hz) == 0
+        if descent.with_altimeter and self.near and ranging:
+            self._range()
+        self._contact(k)
+
+    def expected_agl_m(self) -> tuple[Float64[Tensor, " b"], Float64[Tensor, " b"]]:
+        """Height over ground as navigation has it, and its sigma; far away, over the sphere."""
+        over_sphere_m = altitude_m(self.state.position_L) - self.site_z_m
+        if not self.near:
+            return over_sphere_m, self.state.covariance[:, 2, 2].sqrt()
+        height_m, there = map_agl_m(self.map, over_map_L(self.state))
+        return torch.where(there, height_m, over_sphere_m), agl_sigma_m(self.state)
+
+    def _stars(self) -> None:
+        tracker = self.descent.star_tracker
+        read = read_attitude(tracker, self.lander.R_L_B, self.noise["star_tracker"])
+        reading = StarTrackerReading(self.state.t_s, read, math.radians(tracker.sigma_deg))
+        self.state, innovation = update_star_tracker(self.state, reading, self.config)
+        self.log.innovation(innovation, self.lander)
+
+    def _vision(self, k: int) -> None:
+        timing = self.descent.timing
+        if k % self.descent.steps(timing.interval_s) == 0:
+            self._expose(k + round(timing.latency_s / self.descent.step_s))
+        if self.pending is not None and self.pending[0] == k:
+            exposure = self.pending[1]
+            self.pending = None
+            self.state, innovation = update_vision(
+                self.state, exposure.fix, exposure.available, R_B_C, self.config
+            )
+            self.log.innovation(innovation, self.lander)
+            self.state, innovation = update_ground(
+                self.state,
+                exposure.ground_error_m,
+                exposure.ground_variance_m2,
+                exposure.available,
+                self.config,
+            )
+            self.log.innovation(innovation, self.lander)
+
+    def _expose(self, due: int) -> None:
+        agl, seeing = self.expected_agl_m()[0], self.descent.seeing
+        upright = self.state.R_L_B[:, 2, 2] > math.cos(math.radians(seeing.tilt_max_deg))
+        wanted = (agl < seeing.agl_max_m) & (agl > seeing.agl_min_m) & upright
+        wanted = wanted & ~self.lander.landed
+        if not bool(wanted.any()):
+            return
+        self.state = clone(self._travelled(agl))
+        stars = read_attitude(
+            self.descent.star_tracker, self.lander.R_L_B, self.noise["star_tracker"]
+        )
+        exposure = self.ground.expose(
+            self.state.t_s,
+            self._seen_from_L(),
+            self.lander.R_L_B,
+            stars,
+            self.state.position_L,
+            self.state.covariance[:, POSITION, POSITION],
+        )
+        self.log.exposure(exposure, wanted)
+        self.pending = (due, _where(exposure, wanted))
+
+    def _seen_from_L(self) -> Float64[Tensor, "b 3"]:
+        """Where the camera truly was when it exposed: its time tag is off by a little."""
+        sigma_s = self.descent.timing.time_tag_sigma_s
+        white = torch.randn(
+            len(self.lander.position_L), generator=self.noise["star_tracker"], dtype=torch.float64
+        )
+        late_s = (sigma_s * white).to(self.device)
+        return self.lander.position_L + late_s[:, None] * self.lander.velocity_L
+
+    def _travelled(
+        self, agl: Float64[Tensor, " b"], relief_m2: Float64[Tensor, " b"] | None = None
+    ) -> FilterState:
+        footprint_m = self.footprint_per_m * agl.clamp_min(1.0)
+        return travel(self.state, footprint_m, self.config, relief_m2)
+
+    def _range(self) -> None:
+        altimeter, age_s = self.descent.altimeter, self.descent.altimeter.latency_s
+        read_from_L = self.lander.position_L - age_s * self.lander.velocity_L
+        beam = beam_L(self.altimeter_errors, self.lander.R_L_B)
+        true = self.ground.ranges(read_from_L, beam)
+        range_m, valid = read_ranges(
+            altimeter,
+            self.altimeter_errors,
+            true.range_m,
+            true.incidence_rad,
+            true.hit & ~self.lander.landed,
+            self.noise["altimeter"],
+        )
+        relief_m2 = None
+        if self.config.altimeter_gate is GatePolicy.TERRAIN_AWARE:
+            relief_m2 = relief_around_m2(self.state, self.map, self.spec)
+        self.state = self._travelled(self.expected_agl_m()[0], relief_m2)
+        reading = AltimeterReading(self.state.t_s, range_m, valid)
+        prediction, H = predict_range(self.state, self.map, self.spec, self.config, age_s)
+        self.state, innovation = update_altimeter(
+            self.state, reading, prediction, H, self.spec, self.config
+        )
+        self.log.innovation(innovation, self.lander)
+
+    def _contact(self, k: int) -> None:
+        """Touchdown, and a look at the errors twice a second."""
+        looked = k % self.descent.steps(0.5) == 0
+        if not (self.near or looked):
+            return
+        over_site_m = height_over_site_m(self.lander, self.site_z_m)
+        agl, sigma_m = self.expected_agl_m()
+        true_m = self.ground.agl_m(self.lander.position_L) if self.near else agl * math.nan
+        before = self.lander.landed
+        self.lander = touch(self.lander, true_m.nan_to_num(nan=math.inf))
+        just = self.lander.landed & ~before
+        self.log.touchdown(just, self.lander, self.state, agl - true_m, sigma_m)
+        if looked:
+            self.log.snapshot(self.lander, self.state, over_site_m, true_m, agl, sigma_m)
+            if self.log.keep is not None:
+                self.log.history(self.lander, self.state, self.memory.phase, true_m, agl)
+
+
+def _where(exposure: Exposure, wanted: Bool[Tensor, " b"]) -> Exposure:
+    return Exposure(
+        exposure.fix,
+        exposure.available & wanted,
+        exposure.ground_error_m,
+        exposure.ground_variance_m2,
+        exposure.localisation,
+    )

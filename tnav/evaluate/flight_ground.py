@@ -1,0 +1,237 @@
+"""The ground under a closed-loop descent, and what its camera makes of it, in two fidelities.
+
+`image`: truth and map are two terrains; every image is rendered, matched and solved (one descent).
+`model`: there is one terrain, the map, and the ground differs from it by an error drawn for every
+descent from the process of ``tnav.navigate.map_error``; fixes are drawn from an error model that
+was fitted to image runs. So one terrain serves thousands of descents.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float64
+from torch import Tensor
+
+from tnav.evaluate.fix_model import FixModel, draw_fixes, gsd_ratio_of
+from tnav.evaluate.localise import Localisation, Prediction, localise
+from tnav.evaluate.run import fix_for_filter
+from tnav.evaluate.scenario import Scenario
+from tnav.evaluate.world import R_B_C, World, navigation_of, observe
+from tnav.geometry.moon import up_L
+from tnav.geometry.pose import Pose, so3_exp
+from tnav.navigate.map_error import mean_share, rescaled, travelled
+from tnav.records import FixStatus, VisionFix
+from tnav.simulate.altimeter import incidence_of
+from tnav.terrain.heightfield import Terrain
+from tnav.terrain.raycast import cast
+
+_LIFT_M = 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """True ranges along beams, with their angle of incidence."""
+
+    range_m: Float64[Tensor, " b"]
+    incidence_rad: Float64[Tensor, " b"]
+    hit: Bool[Tensor, " b"]
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """What one image says: a fix, and the map's error under the lander beside its mean."""
+
+    fix: VisionFix
+    available: Bool[Tensor, " b"]
+    ground_error_m: Float64[Tensor, " b"]
+    ground_variance_m2: Float64[Tensor, " b"]
+    localisation: Localisation | None  # of a rendered image
+
+
+class Ground(Protocol):
+    """Truth under the descents."""
+
+    def agl_m(self, position_L: Float64[Tensor, "b 3"]) -> Float64[Tensor, " b"]:
+        """Height over the ground along the local vertical; NaN beside it."""
+        ...
+
+    def ranges(self, position_L: Float64[Tensor, "b 3"], beam_L: Float64[Tensor, "b 3"]) -> Ranges:
+        """What altimeters at these places truly have before them."""
+        ...
+
+    def expose(
+        self,
+        t_s: float,
+        position_L: Float64[Tensor, "b 3"],
+        R_L_B: Float64[Tensor, "b 3 3"],
+        stars_R_L_B: Float64[Tensor, "b 3 3"],
+        expected_L: Float64[Tensor, "b 3"],
+        expected_covariance: Float64[Tensor, "b 3 3"],
+    ) -> Exposure:
+        """An image from the true pose, solved with what navigation expects."""
+        ...
+
+
+def map_agl_m(
+    terrain: Terrain, position_L: Float64[Tensor, "b 3"]
+) -> tuple[Float64[Tensor, " b"], Bool[Tensor, " b"]]:
+    """Height over a terrain along the local vertical, m, and where there is terrain.
+
+    Negative under it: the ray starts well above.
+    """
+    up = up_L(position_L)
+    hits = cast(terrain, position_L + _LIFT_M * up, -up)
+    return hits.range_m - _LIFT_M, hits.hit
+
+
+class ModelGround:
+    """The map plus a drawn error; fixes from the error model."""
+
+    def __init__(
+        self, scenario: Scenario, terrain_map: Terrain, model: FixModel, batch: int,
+        footprint_per_m: float, relief_sigma_m: float, sun_elevation_deg: float,
+    ) -> None:  # fmt: skip
+        device = terrain_map.device
+        error = scenario.map.error_model()
+        self._map, self._model, self._device = terrain_map, model, device
+        self._sigma_m, self._correlation_m = error.sigma_m, error.correlation_m
+        self._generator = torch.Generator().manual_seed(scenario.seeds.map)
+        self._relief = torch.Generator().manual_seed(scenario.seeds.terrain)
+        self._fixes = torch.Generator().manual_seed(scenario.seeds.camera)
+        self._footprint_per_m = footprint_per_m
+        self._relief_sigma_m = relief_sigma_m
+        self._sun_deg = torch.tensor([sun_elevation_deg], dtype=torch.float64, device=device)
+        self._focal_px = scenario.camera.camera().focal_px
+        self._coarser, self._post_m = float(scenario.map.coarser), terrain_map.levels[0].post_m
+        self.shift_m = error.horizontal_sigma_m * self._normal(batch, 2)
+        self.mean_m = torch.zeros(batch, dtype=torch.float64, device=device)
+        self.local_m = error.sigma_m * self._normal(batch, 1)[:, 0]
+        self._mean_m2 = torch.zeros_like(self.mean_m)
+        self._renewed_L: Tensor | None = None
+
+    def _normal(self, *shape: int) -> Tensor:
+        drawn = torch.randn(*shape, generator=self._generator, dtype=torch.float64)
+        return drawn.to(self._device)
+
+    def agl_m(self, position_L: Float64[Tensor, "b 3"]) -> Float64[Tensor, " b"]:
+        """Height over map and error."""
+        height_m, there = map_agl_m(self._map, position_L)
+        return torch.where(there, height_m + self.local_m, torch.nan)
+
+    def ranges(self, position_L: Float64[Tensor, "b 3"], beam_L: Float64[Tensor, "b 3"]) -> Ranges:
+        """To a ground that lies lower than the map by its error, and is rough under its posts."""
+        self._travel(position_L)
+        lowered = torch.zeros_like(position_L)
+        lowered[:, 2] = self.local_m
+        hits = cast(self._map, position_L + lowered, beam_L)
+        rough = torch.randn(len(position_L), generator=self._relief, dtype=torch.float64)
+        range_m = hits.range_m + self._relief_sigma_m * rough.to(self._device)
+        return Ranges(range_m, incidence_of(beam_L, hits.normal_L), hits.hit)
+
+    def _travel(self, position_L: Float64[Tensor, "b 3"]) -> None:
+        if self._renewed_L is not None:
+            ground_m = (position_L - self._renewed_L)[:, :2].norm(dim=-1)
+            height_m, there = map_agl_m(self._map, position_L)
+            footprint_m = self._footprint_per_m * torch.where(there, height_m, 0.0)
+            self._move(
+                *travelled(ground_m, footprint_m, self._mean_m2, self._sigma_m, self._correlation_m)
+            )
+        self._renewed_L = position_L
+
+    def _move(self, F: Float64[Tensor, "b 2 2"], Q: Float64[Tensor, "b 2 2"]) -> None:
+        """A draw of the process that the filter assumes of the map."""
+        pair = (F @ torch.stack([self.mean_m, self.local_m], -1)[..., None]).squeeze(-1)
+        first = Q[:, 0, 0].clamp_min(0.0).sqrt()
+        across = Q[:, 0, 1] / first.clamp_min(1e-12)
+        rest = (Q[:, 1, 1] - across.square()).clamp_min(0.0).sqrt()
+        white = self._normal(len(pair), 2)
+        self.mean_m = pair[:, 0] + first * white[:, 0]
+        self.local_m = pair[:, 1] + across * white[:, 0] + rest * white[:, 1]
+
+    def expose(
+        self,
+        t_s: float,
+        position_L: Float64[Tensor, "b 3"],
+        R_L_B: Float64[Tensor, "b 3 3"],
+        stars_R_L_B: Float64[Tensor, "b 3 3"],
+        expected_L: Float64[Tensor, "b 3"],
+        expected_covariance: Float64[Tensor, "b 3 3"],
+    ) -> Exposure:
+        """A fix drawn about the true pose; the map's error is this descent's own."""
+        self._travel(position_L)
+        agl_m = self.agl_m(position_L)
+        ratio = gsd_ratio_of(agl_m, self._focal_px, self._coarser, self._post_m)
+        draw = draw_fixes(self._model, agl_m, self._sun_deg, ratio, self._fixes)
+        share_m2 = mean_share(draw.map_position_covariance[:, 2, 2], self._sigma_m)
+        self._move(*rescaled(self._mean_m2, share_m2, self._sigma_m))
+        self._mean_m2 = share_m2
+        of_map = torch.cat([self.shift_m, self.mean_m[:, None]], -1)
+        # Sideways the map's error is small, and taken as new with every image.
+        sideways_m2 = draw.map_position_covariance[:, :2, :2]
+        white = torch.randn(len(agl_m), 2, generator=self._fixes, dtype=torch.float64)
+        white = white.to(self._device)[..., None]
+        of_map[:, :2] += (torch.linalg.cholesky_ex(sideways_m2).L @ white).squeeze(-1)
+        map_covariance = torch.zeros_like(draw.covariance)
+        map_covariance[:, :2, :2], map_covariance[:, 2, 2] = sideways_m2, share_m2
+        fix = VisionFix(
+            t_s=t_s,
+            position_L=position_L + draw.error[:, :3] + of_map,
+            R_L_C=so3_exp(draw.error[:, 3:]) @ R_L_B @ R_B_C.to(self._device),
+            covariance=draw.covariance + map_covariance,
+            map_covariance=map_covariance,
+        )
+        unknown = torch.full_like(agl_m, torch.inf)
+        return Exposure(fix, draw.available, torch.zeros_like(agl_m), unknown, None)
+
+
+class ImageGround:
+    """Truth and map as two terrains; images are rendered and solved. One descent."""
+
+    def __init__(self, world: World, attitude_sigma_rad: float) -> None:
+        self._world = world
+        self._nav = navigation_of(world.scenario, world.terrain_map)
+        self._map_cpu = world.terrain_map.to("cpu")
+        self._truth_cpu = world.truth.to("cpu")
+        self._attitude_sigma_rad = attitude_sigma_rad
+        self._images = 0
+
+    def agl_m(self, position_L: Float64[Tensor, "1 3"]) -> Float64[Tensor, "1"]:
+        """Height over the truth."""
+        height_m, there = map_agl_m(self._truth_cpu, position_L)
+        return torch.where(there, height_m, torch.nan)
+
+    def ranges(self, position_L: Float64[Tensor, "1 3"], beam_L: Float64[Tensor, "1 3"]) -> Ranges:
+        """To the truth."""
+        hits = cast(self._truth_cpu, position_L, beam_L)
+        return Ranges(hits.range_m, incidence_of(beam_L, hits.normal_L), hits.hit)
+
+    def expose(
+        self,
+        t_s: float,
+        position_L: Float64[Tensor, "1 3"],
+        R_L_B: Float64[Tensor, "1 3 3"],
+        stars_R_L_B: Float64[Tensor, "1 3 3"],
+        expected_L: Float64[Tensor, "1 3"],
+        expected_covariance: Float64[Tensor, "1 3 3"],
+    ) -> Exposure:
+        """Renders what the camera sees, and solves it."""
+        world = self._world
+        seed = world.scenario.seeds.camera * 4096 + self._images
+        self._images += 1
+        image = observe(world, Pose(R_L_B @ R_B_C, position_L).to(world.device), seed)
+        prediction = Prediction(
+            t_s=t_s,
+            pose=Pose(stars_R_L_B @ R_B_C, expected_L).to(world.device),
+            position_covariance=expected_covariance[0],
+            attitude_sigma_rad=self._attitude_sigma_rad,
+        )
+        found = localise(image, prediction, self._nav)
+        if found.fix.status is FixStatus.OK:
+            fix, error_m, variance_m2 = fix_for_filter(found, self._map_cpu)
+            return Exposure(fix, torch.ones(1, dtype=torch.bool), error_m, variance_m2, found)
+        identity = torch.eye(6, dtype=torch.float64)[None]
+        fix = VisionFix(t_s, expected_L, stars_R_L_B @ R_B_C, identity, 0 * identity)
+        none = torch.zeros(1, dtype=torch.float64)
+        return Exposure(fix, torch.zeros(1, dtype=torch.bool), none, none + math.inf, found)
