@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -41,7 +41,9 @@ Seed = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="folder to write")]
 AsJson = Annotated[bool, typer.Option("--json", help="rows as JSON on standard output")]
-RunFolder = Annotated[Path, typer.Argument(help="folder that 'tnav run' wrote")]
+RunFolder = Annotated[
+    Path, typer.Argument(help="folder that 'tnav run' or 'tnav bench filter' wrote")
+]
 
 _FAILED_LIMIT = 1
 _BAD_INPUT = 2
@@ -90,8 +92,14 @@ def run(
 
 @app.command(name="eval")
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="of 'tnav run', or of a model: models/NAME")],
+    folder: Annotated[
+        Path,
+        typer.Argument(help="of 'tnav run', of descents or NAME-SEED.json of one, or models/NAME"),
+    ],
     as_json: AsJson = False,
+    page: Annotated[
+        Path | None, typer.Option(help="of descents: HTML file to write, for FOLDER/descents.html")
+    ] = None,
     device: Annotated[str, typer.Option(help="of a model: auto, cpu or cuda")] = "auto",
     quick: Annotated[bool, typer.Option("--quick", help="of a model: minutes, few pairs")] = False,
     pairs: Annotated[int | None, typer.Option(min=1, help="of a model: a case")] = None,
@@ -102,16 +110,21 @@ def evaluate(
         Path | None, typer.Option(help="of a model: folder that keeps the scores of pairs")
     ] = None,
 ) -> None:
-    """Score a run from its run.npz, or measure a model into its metrics.json and CARD.md.
+    """Score a run, or descents of 'bench filter' with a page, or measure a model into its card.
 
     Exit status 1 where a limit is missed.
     """
-    if (folder / "model.yaml").is_file():
+    kind = _kind(folder)
+    if page is not None and kind != "descents":
+        raise ConfigError(f"{folder}: --page goes with a folder of descents")
+    if kind == "model":
         rows = _measured(folder, device, quick, pairs, other_pairs, scores)
     elif quick or any(option is not None for option in (pairs, other_pairs, scores)):
         raise ConfigError(
             f"{folder}: --quick, --pairs, --other-pairs and --scores go with a model's folder"
         )
+    elif kind == "descents":
+        rows = _scored_descents(folder, page, sys.stderr if as_json else sys.stdout)
     else:
         from tnav.evaluate.limits import rows_of
         from tnav.evaluate.metrics import score_folder
@@ -122,7 +135,10 @@ def evaluate(
 
 @app.command()
 def report(folder: RunFolder) -> None:
-    """Write report.html from run.json: one file, offline."""
+    """Write report.html of a run, or descents.html of descents: one file, offline."""
+    if _kind(folder) == "descents":
+        _scored_descents(folder, None, sys.stdout)
+        return
     _write_report(folder)
     print(f"report: {folder / 'report.html'}")
 
@@ -248,6 +264,37 @@ def _run(scenario: str, out: Path, device: str, seed: int, healthy: bool) -> "Ru
     for line in summary_lines(document):
         print(line)
     return document
+
+
+def _kind(path: Path) -> str:
+    """What a path holds: model, run or descents.
+
+    Raises:
+        ConfigError: more than one of them.
+    """
+    from tnav.evaluate.descent_folder import holds_descents
+
+    model = (path / "model.yaml").is_file()
+    run = any((path / name).is_file() for name in ("run.npz", "run.json"))
+    signs = {"model": "model.yaml", "run": "run.npz", "descents": "NAME-SEED.npz of descents"}
+    there = {"model": model, "run": run, "descents": holds_descents(path)}
+    found = [kind for kind, is_there in there.items() if is_there]
+    if len(found) > 1:
+        kinds = " and ".join(f"'{signs[kind]}'" for kind in found)
+        raise ConfigError(f"{path}: found {kinds}; expected a folder of one kind")
+    return found[0] if found else "run"
+
+
+def _scored_descents(path: Path, page: Path | None, stream: TextIO) -> "list[Row]":
+    """Rows of descents; the page is written and said."""
+    from tnav.evaluate.descent_folder import read_groups
+    from tnav.evaluate.descent_score import score_descents
+    from tnav.report.descents import write_descents_page
+
+    groups = read_groups(path)
+    default = path / "descents.html" if path.is_dir() else path.with_suffix(".html")
+    print(f"page: {write_descents_page(page or default, groups)}", file=stream)
+    return score_descents(groups)
 
 
 def _measured(
