@@ -1,9 +1,11 @@
 """The filter's covariance and numbers over long runs and at extremes."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from descent_model import (
@@ -19,7 +21,6 @@ from descent_model import (
 )
 from torch import Tensor
 
-import tnav.navigate.filter as filter_module
 from tnav.geometry.moon import gravity_L
 from tnav.geometry.pose import so3_exp
 from tnav.navigate.filter import (
@@ -30,7 +31,7 @@ from tnav.navigate.filter import (
     update_vision,
 )
 from tnav.navigate.map_error import travel
-from tnav.navigate.mechanisation import STATES, advance, frame_step, transition
+from tnav.navigate.mechanisation import STATES
 from tnav.navigate.state import FilterConfig, FilterState, clone, initial_state
 from tnav.records import (
     AltimeterReading,
@@ -67,28 +68,30 @@ def is_healthy(state: FilterState, worst: float = -1e-12 * STATES) -> None:
     assert float((state.R_L_B @ state.R_L_B.mT - eye).abs().max()) < 1e-9
 
 
-def carry(state: FilterState, dt_s: float) -> Callable[[Tensor], Tensor]:
-    """A step's propagation of the covariance of a lander that hangs still."""
-    away = LOW_L[0] - FRAME.centre_L
-    spin = FRAME.spin_L()
+@contextlib.contextmanager
+def annotations_unchecked() -> Iterator[None]:
+    """A million steps take half the time; every other test has them checked."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def hanging(dt_s: float) -> InertialIncrements:
+    """What a lander that hangs still over the Moon feels in one step."""
+    spin, away = FRAME.spin_L(), LOW_L[0] - FRAME.centre_L
     force_L = torch.linalg.cross(spin, torch.linalg.cross(spin, away)) - gravity_L(LOW_L, FRAME)[0]
-    delta_v_B = (TURN.T @ force_L * dt_s)[None]
-    taus = CONFIG.gyro_bias_time_s, CONFIG.accelerometer_bias_time_s
-    step = frame_step(FRAME, dt_s, *taus, LOW_L.device)
-    pose = (state.position_L, state.velocity_L, state.R_L_B)
-    moved = advance(*pose, delta_v_B, (TURN.T @ spin * dt_s)[None], dt_s, step)
-    assert float(moved.velocity_L.abs().max()) < 1e-6  # it does hang still
-    phi = transition(moved, delta_v_B[:, 2], dt_s, step)
-    Q = filter_module._noise(dt_s, CONFIG, LOW_L.device)
-    return lambda P: filter_module._carried(P, phi, Q)
+    return InertialIncrements(
+        0.0, dt_s, (TURN.T @ force_L * dt_s)[None], (TURN.T @ spin * dt_s)[None]
+    )
 
 
 @pytest.mark.parametrize("steps", [20_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
 def test_a_long_hover_keeps_the_covariance(steps: int) -> None:
     """Every 100 steps a star, every 50 a range, every 400 a fix; checked every 2000 steps.
 
-    The state stands at the truth and measurements are exact, so that it stays and its covariance
-    alone goes through all the steps: as many as 14 hours have at 20 Hz.
+    The measurements are exact: what moves the state is rounding. A million steps are 14 hours.
     """
     state = initial_state(
         0.0,
@@ -100,7 +103,7 @@ def test_a_long_hover_keeps_the_covariance(steps: int) -> None:
         attitude_sigma_rad=3e-4,
         config=CONFIG,
     )
-    carried = carry(state, DT_S)
+    still = hanging(DT_S)
     one, zero = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=F64)
     spread = torch.tensor([1.0, 1.0, 1.5, 1e-4, 1e-4, 1e-4], dtype=F64)
     of_map = torch.zeros(1, 6, 6, dtype=F64)
@@ -108,26 +111,28 @@ def test_a_long_hover_keeps_the_covariance(steps: int) -> None:
     fix = VisionFix(0.0, LOW_L, (TURN @ R_B_C)[None], torch.diag(spread**2)[None] + of_map, of_map)
     star = StarTrackerReading(0.0, TURN[None], 1e-4)
     view_m, elsewhere_L = torch.full((1,), 500.0, dtype=F64), torch.tensor([[40.0, 0.0, 0.0]])
-    for k in range(1, steps + 1):
-        state = replace(state, covariance=carried(state.covariance))
-        if k % 100 == 0:
-            state, _ = update_star_tracker(state, star, CONFIG)
-        if k % 400 == 0:
-            # As if it had come over 40 m of ground, every other time.
-            came_L = LOW_L + (k // 400 % 2) * elsewhere_L
-            state = clone(travel(replace(state, map_position_L=came_L), view_m, CONFIG))
-            state, innovation = update_vision(state, fix, one, R_B_C, CONFIG)
-            assert bool(innovation.fused)
-            state, _ = update_ground(state, zero, zero + 1.0, one, CONFIG)
-        if k % 50 == 25:
-            prediction, H = plane_prediction(state, CONFIG)
-            reading = AltimeterReading(0.0, prediction.range_m, one)
-            state, _ = update_altimeter(state, reading, prediction, H, SPEC, CONFIG)
-        if k % 2000 == 0:
-            is_healthy(state)
+    with annotations_unchecked():
+        for k in range(1, steps + 1):
+            t_s = k * DT_S
+            state = propagate(state, replace(still, t_s=t_s), FRAME, CONFIG)
+            if k % 100 == 0:
+                state, _ = update_star_tracker(state, replace(star, t_s=t_s), CONFIG)
+            if k % 400 == 0:
+                # As if it had come over 40 m of ground, every other time.
+                came_L = LOW_L + (k // 400 % 2) * elsewhere_L
+                state = clone(travel(replace(state, map_position_L=came_L), view_m, CONFIG))
+                state, innovation = update_vision(state, replace(fix, t_s=t_s), one, R_B_C, CONFIG)
+                assert bool(innovation.fused)
+                state, _ = update_ground(state, zero, zero + 1.0, one, CONFIG)
+            if k % 50 == 25:
+                prediction, H = plane_prediction(state, CONFIG)
+                reading = AltimeterReading(t_s, LOW_L[:, 2] / TURN[2, 2], one)
+                state, _ = update_altimeter(state, reading, prediction, H, SPEC, CONFIG)
+            if k % 2000 == 0:
+                is_healthy(state)
     sigma = state.covariance[0].diagonal().sqrt()
-    assert bool((sigma[:3] < 2.0).all())
-    assert float((state.position_L - LOW_L).abs().max()) < 1e-6
+    assert bool((sigma[:3] < 3.0).all())  # the map's mean over each view is new: sqrt(5) m
+    assert float((state.position_L - LOW_L).abs().max()) < 1e-3
 
 
 def descend(
@@ -140,6 +145,7 @@ def descend(
     device: str = "cpu",
     batch: int = 3,
     steps: int = 160,
+    fix_every: int = 40,
 ) -> FilterState:
     """Eight seconds of the descent from 70 s on, with exact sensors of the stated noise."""
     state = at_truth(70.0, config, batch)
@@ -173,10 +179,10 @@ def descend(
         here = truth(t_s)
         if not measured:
             continue
-        if (k + 1) % 20 == 0:
+        if (k + 1) % (fix_every // 2) == 0:
             R = here.R_L_B.repeat(batch, 1, 1).to(device)
             state, _ = update_star_tracker(state, StarTrackerReading(t_s, R, fix_sigma), config)
-        if (k + 1) % 40 == 0:
+        if (k + 1) % fix_every == 0:
             state = clone(travel(state, torch.full((batch,), 2e3, dtype=F64).to(device), config))
             fix, _ = fix_at(t_s, config)
             exact = VisionFix(
@@ -224,7 +230,7 @@ def test_extremes_leave_no_nan(name: str) -> None:
 
 def test_extremes_on_an_accelerator(simgpu: str) -> None:
     """The two extremes at once, the same numbers."""
-    want = descend(**{**USUAL, **EXTREMES["both"]}, steps=40)
-    got = descend(**{**USUAL, **EXTREMES["both"]}, steps=40, device=simgpu)
+    want = descend(**{**USUAL, **EXTREMES["both"]}, steps=10, fix_every=10)
+    got = descend(**{**USUAL, **EXTREMES["both"]}, steps=10, fix_every=10, device=simgpu)
     assert torch.equal(got.covariance.cpu(), want.covariance)
     assert torch.equal(got.position_L.cpu(), want.position_L)

@@ -19,11 +19,12 @@ from tnav.navigate.mechanisation import (
     CLONE_ATTITUDE,
     CLONE_POSITION,
     CORE,
+    MAP_LOCAL,
     MAP_MEAN,
     MAP_SHIFT,
     STATES,
 )
-from tnav.navigate.state import SENSORS, FilterConfig, FilterState, corrected, initial_state
+from tnav.navigate.state import SENSORS, FilterConfig, FilterState, clone, corrected, initial_state
 from tnav.navigate.tight import compress, inliers, pose_on_map, update_tight
 from tnav.records import Matches, Sensor, StarTrackerReading, VisionFix
 
@@ -298,16 +299,22 @@ def test_rest_of_the_map_adds_up() -> None:
     assert (rest[0, 0] + rest[1, 1] - 2 * rest[0, 1]).item() == pytest.approx(2 * s2)
 
 
-def nees_of(seen: Exposure, config: FilterConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """NEES of the clone's pose and squares of its six errors over sigma, where fused; NIS."""
-    state, innovation = update_tight(seen.state, T_S, seen.matches, CAMERA, R_B_C, None, config)
-    assert int(innovation.fused.sum()) > 0.98 * len(innovation.fused)
+def nees_now(state: FilterState, seen: Exposure) -> tuple[Tensor, Tensor]:
+    """NEES of the clone's pose, and squares of its six errors over sigma."""
     error, P = errors_of(state, seen), pose_covariance(state)
     sigma = P.diagonal(dim1=1, dim2=2).sqrt()
     z = error / sigma
     correlation = P / sigma[:, :, None] / sigma[:, None, :]
-    nees = (z * torch.linalg.solve(correlation, z)).sum(-1)
-    return nees[innovation.fused], z[innovation.fused].square(), innovation.nis[innovation.fused]
+    return (z * torch.linalg.solve(correlation, z)).sum(-1), z.square()
+
+
+def nees_of(seen: Exposure, config: FilterConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """`nees_now` after the update, and NIS, of the lanes that fused."""
+    state, innovation = update_tight(seen.state, T_S, seen.matches, CAMERA, R_B_C, None, config)
+    assert int(innovation.fused.sum()) > 0.98 * len(innovation.fused)
+    fused = innovation.fused
+    nees, each = nees_now(state, seen)
+    return nees[fused], each[fused], innovation.nis[fused]
 
 
 @pytest.mark.parametrize("attitude_rad", [3e-4, 1e-5])
@@ -326,6 +333,47 @@ def test_coverage_on_drawn_fields(n: int, height_m: float, attitude_rad: float) 
     freedom = min(2 * n, 6)
     low, high = (chi2.ppf(p, freedom * len(nis)) / len(nis) for p in (1e-5, 1 - 1e-5))
     assert low < float(nis.mean()) < high, float(nis.mean())
+
+
+def at_begin(state: FilterState) -> FilterState:
+    """The state with the spread that a map with errors has."""
+    P = state.covariance.clone()
+    P[:, MAP_SHIFT, MAP_SHIFT] = MAP.map_shift_sigma_m**2 * torch.eye(2, dtype=F64)
+    P[:, MAP_LOCAL, MAP_LOCAL] = MAP.map_sigma_m**2
+    return replace(state, covariance=P)
+
+
+@pytest.mark.parametrize("n", [4, 40])
+def test_coverage_of_images_that_share_their_ground(n: int) -> None:
+    """Five exposures from 3 km down to 200 m, one field under all of them, known moves between.
+
+    What the images share of the map's error is a state, or NEES would grow with every image.
+    """
+    lanes, heights_m = 300, (3000.0, 1500.0, 800.0, 400.0, 200.0)
+    looks = [
+        exposure(lanes, n, 90 + i, PERFECT, h, (10.0, 0.5, 3e-4), drawn=False)
+        for i, h in enumerate(heights_m)
+    ]
+    draw = torch.Generator().manual_seed(99)
+    every_L = torch.cat([x.matches.point_L for x in looks], 1)
+    field = field_m(every_L, MAP, torch.randn(lanes, 5 * n, generator=draw, dtype=F64))
+    shift = MAP.map_shift_sigma_m * torch.randn(lanes, 1, 2, generator=draw, dtype=F64)
+    offset = torch.cat([shift.expand(-1, 5 * n, 2), field[..., None]], -1).split(n, 1)
+    state = replace(looks[0].state, covariance=at_begin(looks[0].state).covariance)
+    for i, seen in enumerate(looks):
+        if i > 0:
+            down = seen.position_L - looks[i - 1].position_L
+            state = clone(replace(state, position_L=state.position_L + down))
+        m = replace(seen.matches, point_L=seen.matches.point_L + offset[i])
+        state, innovation = update_tight(state, T_S, m, CAMERA, R_B_C, None, MAP)
+        assert bool(innovation.fused.all())
+        nees, each = nees_now(state, seen)
+        low, high = (chi2.ppf(p, 6 * lanes) / lanes for p in (1e-5, 1 - 1e-5))
+        assert low < float(nees.mean()) < high, (i, float(nees.mean()))
+        one_low, one_high = (chi2.ppf(p, lanes) / lanes for p in (1e-6, 1 - 1e-6))
+        assert bool(((one_low < each.mean(0)) & (each.mean(0) < one_high)).all()), each.mean(0)
+        # Innovations are no larger than they should be; a bit smaller, by what is approximate.
+        assert float(innovation.nis.mean()) < high
 
 
 def test_a_white_map_would_not_cover() -> None:
@@ -368,7 +416,6 @@ def test_outliers_are_left_out(share: float) -> None:
     off = 120 * (torch.rand(lanes, n, 2, generator=draw, dtype=F64) - 0.5)
     off = torch.where(wrong[:, None] & (off.norm(dim=-1, keepdim=True) > 8.0), off, 0.0)
     m = replace(seen.matches, uv_px=seen.matches.uv_px + off)
-    # The prior of the map's mean at the image's own scale, as the update would have it.
     used, _, scale = inliers(
         seen.state, m.uv_px, m.covariance_px2, m.point_L, m.valid, CAMERA, R_B_C, None, MAP
     )
@@ -383,8 +430,8 @@ def test_outliers_are_left_out(share: float) -> None:
 
 
 def test_scatter_widens_and_quiet_does_not_narrow() -> None:
-    """Noise of twice the stated sigma: scale four; of half of it: one."""
-    for noise, low, high in ((2.0, 3.0, 5.2), (0.5, 1.0, 1.0)):
+    """Noise of twice the stated sigma: scale four; of half: one; of ten times: nine, no more."""
+    for noise, low, high in ((2.0, 3.0, 5.2), (0.5, 1.0, 1.0), (10.0, 9.0, 9.0)):
         seen = exposure(20, 120, 33, PERFECT, drawn=False, noise=noise)
         m = seen.matches
         _, _, scale = inliers(

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +13,7 @@ from tnav.cli.model import model_app
 from tnav.cli.render import render
 from tnav.cli.train import train
 from tnav.cli.view import view
-from tnav.errors import ConfigError, TnavError
+from tnav.errors import ConfigError, RunFileError, TnavError
 
 if TYPE_CHECKING:
     from tnav.evaluate.limits import Row
@@ -115,6 +115,11 @@ def evaluate(
     Exit status 1 where a limit is missed.
     """
     kind = _kind(folder)
+    if kind is None:
+        raise RunFileError(
+            f"{folder / 'run.npz'}: missing, and no NAME-SEED.npz of a descent there; expected a "
+            "folder of 'tnav run' or 'tnav bench filter', or a model's"
+        )
     if page is not None and kind != "descents":
         raise ConfigError(f"{folder}: --page goes with a folder of descents")
     if kind == "model":
@@ -124,7 +129,7 @@ def evaluate(
             f"{folder}: --quick, --pairs, --other-pairs and --scores go with a model's folder"
         )
     elif kind == "descents":
-        rows = _scored_descents(folder, page, sys.stderr if as_json else sys.stdout)
+        rows = _scored_descents(folder, page, as_json)
     else:
         from tnav.evaluate.limits import rows_of
         from tnav.evaluate.metrics import score_folder
@@ -137,7 +142,7 @@ def evaluate(
 def report(folder: RunFolder) -> None:
     """Write report.html of a run, or descents.html of descents: one file, offline."""
     if _kind(folder) == "descents":
-        _scored_descents(folder, None, sys.stdout)
+        _scored_descents(folder, None, as_json=False)
         return
     _write_report(folder)
     print(f"report: {folder / 'report.html'}")
@@ -266,8 +271,8 @@ def _run(scenario: str, out: Path, device: str, seed: int, healthy: bool) -> "Ru
     return document
 
 
-def _kind(path: Path) -> str:
-    """What a path holds: model, run or descents.
+def _kind(path: Path) -> str | None:
+    """What a path holds: model, run, descents or nothing that is known.
 
     Raises:
         ConfigError: more than one of them.
@@ -282,18 +287,19 @@ def _kind(path: Path) -> str:
     if len(found) > 1:
         kinds = " and ".join(f"'{signs[kind]}'" for kind in found)
         raise ConfigError(f"{path}: found {kinds}; expected a folder of one kind")
-    return found[0] if found else "run"
+    return found[0] if found else None
 
 
-def _scored_descents(path: Path, page: Path | None, stream: TextIO) -> "list[Row]":
-    """Rows of descents; the page is written and said."""
+def _scored_descents(path: Path, page: Path | None, as_json: bool) -> "list[Row]":
+    """Rows of descents; the page is written, and said beside what a script reads."""
     from tnav.evaluate.descent_folder import read_groups
     from tnav.evaluate.descent_score import score_descents
     from tnav.report.descents import write_descents_page
 
     groups = read_groups(path)
     default = path / "descents.html" if path.is_dir() else path.with_suffix(".html")
-    print(f"page: {write_descents_page(page or default, groups)}", file=stream)
+    written = write_descents_page(page or default, groups)
+    print(f"page: {written}", file=sys.stderr if as_json else sys.stdout)
     return score_descents(groups)
 
 

@@ -14,6 +14,7 @@ import torch
 
 from tnav.evaluate.descent_archive import write_descent
 from tnav.evaluate.descent_plan import Descent, load_descent
+from tnav.evaluate.flight_ground import Step
 from tnav.evaluate.flight_runs import (
     Site,
     fly_image,
@@ -38,6 +39,7 @@ from tnav.evaluate.flight_score import (
     touchdown_rows,
 )
 from tnav.evaluate.limits import Row
+from tnav.navigate.state import GatePolicy
 
 Say = Callable[[str], None]
 
@@ -48,6 +50,8 @@ _THROUGHPUT, _THROUGHPUT_QUICK = (10, 100, 1000), (10, 100)
 _THROUGHPUT_LIMIT_S = 300.0
 _AGL_PERCENT = 0.3
 _TOUCHDOWN_M_S = 3.0  # without altimeter
+_GATED, _GATED_QUICK = 50, 5
+_RIM = Step(under_m=2500.0, fall_m=500.0)
 _SEED = 1  # the first draw; zero is for looking at
 _MIB = 1024.0
 
@@ -77,6 +81,7 @@ def measure_filter(
     count = model_descents or (_MODEL_QUICK if quick else _MODEL)
     rows = _nominal(descent, site, count, device, say)
     rows += _blind(descent, site, count, device, say)
+    rows += _gates(descent, site, _GATED_QUICK if quick else _GATED, device, say)
     images = image_descents if image_descents is not None else _IMAGE_QUICK if quick else _IMAGE
     if images:
         folder = out or Path("out/filter")
@@ -108,6 +113,34 @@ def _blind(descent: Descent, site: Site, count: int, device: torch.device, say: 
         *height_rows(flown, title, _AGL_PERCENT, str(device)),
         *touchdown_rows(flown, title, str(device), blind=True, down_max_m_s=_TOUCHDOWN_M_S),
     ]
+
+
+def _gates(descent: Descent, site: Site, count: int, device: torch.device, say: Say) -> list[Row]:
+    """What each gate makes of a healthy altimeter over a rim that the map does not have.
+
+    Without vision, as Hakuto-R M1 flew: the lander believes its map or its altimeter.
+    """
+    rows = []
+    for policy in GatePolicy:
+        gated = without(descent, vision=False).model_copy(update={"gate": policy})
+        tell = _teller(say, f"gate {policy.value}, {count} descents over a rim")
+        flight = fly_model(gated, site, count, _SEED, tell, step=_RIM)
+        contact = flight.log.contact
+        soft = (contact.down_m_s < _TOUCHDOWN_M_S) & flight.log.landed
+        landed = int(soft.sum())
+        must = policy is GatePolicy.TERRAIN_AWARE
+        title = f"rim of {_RIM.fall_m:.0f} m not on the map, no vision, gate {policy.value}"
+        limit = f"= {count}" if must else None
+        passed = landed == count if must else None
+        name = f"{title}: contact under {_TOUCHDOWN_M_S:g} m/s"
+        rows.append(Row(name, landed, "descents", limit, passed, count, str(device)))
+        fastest = float(contact.down_m_s.nan_to_num(nan=0.0).max())
+        name = f"{title}: fastest contact"
+        rows.append(Row(name, round(fastest, 1), "m/s", None, None, count, str(device)))
+        ran_dry = int((flight.log.propellant_kg <= 0).sum())
+        name = f"{title}: ran dry"
+        rows.append(Row(name, ran_dry, "descents", None, None, count, str(device)))
+    return rows
 
 
 def _images(

@@ -114,7 +114,7 @@ class Ending:
     horizontal_error_m: float | None
     velocity_error_m_s: float | None
     propellant_kg: float
-    fixes: int | None
+    fixes: int
     exposures: int | None
 
 
@@ -122,8 +122,8 @@ def track_of(record: DescentRecord) -> Track:
     """A history to its touchdown, in what people read."""
     series, end = record.series, record.touchdown
     last_s = math.inf if end is None else end.t_s
-    # A lander that has touched the ground stays as it was at contact, but navigation goes on: errors
-    # end before it, while the place is that of the moment after.
+    # A lander on the ground stays as it was at contact, but navigation goes on: errors end before
+    # that, while the place is that of the moment after.
     n = max(int((series.t_s <= last_s).sum()), 1)
     after = min(n, len(series.t_s) - 1)
     position_L, velocity_L = series.position_L[:n], series.velocity_L[:n]

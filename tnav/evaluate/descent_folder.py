@@ -80,7 +80,7 @@ def read_arrays(path: Path) -> Arrays:
         RunFileError: the file is damaged, or not one descent's arrays as this tnav writes them.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files if name != "identity"}
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise RunFileError(f"{path}: damaged ({error}); fly it again") from error

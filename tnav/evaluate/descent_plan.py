@@ -10,7 +10,7 @@ from tnav.navigate.state import FilterConfig, GatePolicy
 from tnav.simulate.altimeter import Altimeter
 from tnav.simulate.guidance import Guidance
 from tnav.simulate.inertial import InertialUnit
-from tnav.simulate.instruments import CameraTiming, StarTracker, TouchdownSwitch
+from tnav.simulate.instruments import CameraTiming, StarTracker
 from tnav.simulate.lander import Lander
 
 _LEAST_SIGMA = 1e-12  # a recipe may call an instrument perfect; a covariance may not
@@ -51,7 +51,6 @@ class Descent(Recipe):
     )
     star_tracker: StarTracker = StarTracker()
     altimeter: Altimeter = Altimeter(bias_sigma_m=0.1)
-    switch: TouchdownSwitch = TouchdownSwitch()
     timing: CameraTiming = CameraTiming()
     seeing: Seeing = Seeing()
     gate: GatePolicy = GatePolicy.TERRAIN_AWARE
@@ -115,6 +114,8 @@ def filter_config(descent: Descent, scenario: Scenario) -> FilterConfig:
             math.radians(unit.accelerometer_misalignment_deg),
             _LEAST_SIGMA,
         ),
+        gyro_scale_sigma=max(unit.gyro_scale, _LEAST_SIGMA),
+        gyro_misalignment_rad=max(math.radians(unit.gyro_misalignment_deg), _LEAST_SIGMA),
         map_sigma_m=max(error.sigma_m, _LEAST_MAP_SIGMA_M),
         map_correlation_m=error.correlation_m,
         map_shift_sigma_m=max(error.horizontal_sigma_m, _LEAST_SIGMA),

@@ -20,8 +20,7 @@ from tnav.evaluate.flight_score import (
 )
 from tnav.evaluate.limits import Row
 
-AGL_PERCENT_MAX = 0.3  # rms error of the height over the ground, as a share of it ...
-AGL_PERCENT_M = (500.0, 10_000.0)  # ... between these heights
+AGL_PERCENT_MAX = 0.3  # rms error of the height over the ground, as a share of it
 BLIND_DOWN_MAX_M_S = 3.0  # vertical speed at contact without altimeter
 
 
@@ -57,6 +56,13 @@ def flown_rows(flown: Arrays, title: str, *, blind: bool, device: str = "") -> l
         *touchdown_rows(flown, title, device),
         *heights,
     ]
+
+
+def judged_heights_m(flown: Arrays) -> list[float]:
+    """Heights at which the error of the height over the ground has a limit, from above."""
+    rows = height_rows(flown, "", AGL_PERCENT_MAX, "")
+    told = [row.name.rsplit(" at ", 1)[1] for row in rows if row.passed is not None]
+    return [float(text.split(" m", 1)[0]) for text in told]
 
 
 def record_rows(record: DescentRecord, blind: bool) -> list[Row]:

@@ -167,7 +167,7 @@ class Flight:
             self.plan,
             self.memory,
             self.state.t_s,
-            self.state.position_L,
+            over_map_L(self.state),  # as high over the map as over the ground
             self.state.velocity_L,
             self.expected_agl_m()[0],
         )
@@ -282,7 +282,8 @@ class Flight:
         )
         relief_m2 = None
         if self.config.altimeter_gate is GatePolicy.TERRAIN_AWARE:
-            relief_m2 = relief_around_m2(self.state, self.map, self.spec)
+            # Ground that nobody ranges to need not be known.
+            relief_m2 = valid * relief_around_m2(self.state, self.map, self.spec)
         self.state = self._travelled(self.expected_agl_m()[0], relief_m2)
         reading = AltimeterReading(self.state.t_s, range_m, valid)
         prediction, H = predict_range(self.state, self.map, self.spec, self.config, age_s)

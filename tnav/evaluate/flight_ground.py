@@ -8,7 +8,7 @@ was fitted to image runs. So one terrain serves thousands of descents.
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float64
@@ -28,6 +28,15 @@ from tnav.terrain.heightfield import Terrain
 from tnav.terrain.raycast import cast
 
 _LIFT_M = 1000.0
+_REACH_M = 100e3  # beside the map, a vertical enters it from the side, far below its ground
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A rim that the map does not have: ground falls away under a lander that comes this low."""
+
+    under_m: float  # height over the map
+    fall_m: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,7 @@ class Exposure:
     localisation: Localisation | None  # of a rendered image
 
 
+@runtime_checkable
 class Ground(Protocol):
     """Truth under the descents."""
 
@@ -83,7 +93,7 @@ def map_agl_m(
     """
     up = up_L(position_L)
     hits = cast(terrain, position_L + _LIFT_M * up, -up)
-    return hits.range_m - _LIFT_M, hits.hit
+    return hits.range_m - _LIFT_M, hits.hit & (hits.range_m < _REACH_M)
 
 
 class ModelGround:
@@ -92,6 +102,7 @@ class ModelGround:
     def __init__(
         self, scenario: Scenario, terrain_map: Terrain, model: FixModel, batch: int,
         footprint_per_m: float, relief_sigma_m: float, sun_elevation_deg: float,
+        step: Step | None = None,
     ) -> None:  # fmt: skip
         device = terrain_map.device
         error = scenario.map.error_model()
@@ -110,6 +121,8 @@ class ModelGround:
         self.local_m = error.sigma_m * self._normal(batch, 1)[:, 0]
         self._mean_m2 = torch.zeros_like(self.mean_m)
         self._renewed_L: Tensor | None = None
+        self._step = step
+        self._fallen_m = torch.zeros_like(self.mean_m)
 
     def _normal(self, *shape: int) -> Tensor:
         drawn = torch.randn(*shape, generator=self._generator, dtype=torch.float64)
@@ -118,13 +131,16 @@ class ModelGround:
     def agl_m(self, position_L: Float64[Tensor, "b 3"]) -> Float64[Tensor, " b"]:
         """Height over map and error."""
         height_m, there = map_agl_m(self._map, position_L)
-        return torch.where(there, height_m + self.local_m, torch.nan)
+        if self._step is not None:
+            crossed = there & (height_m < self._step.under_m)
+            self._fallen_m = torch.where(crossed, self._step.fall_m, self._fallen_m)
+        return torch.where(there, height_m + self.local_m + self._fallen_m, torch.nan)
 
     def ranges(self, position_L: Float64[Tensor, "b 3"], beam_L: Float64[Tensor, "b 3"]) -> Ranges:
         """To a ground that lies lower than the map by its error, and is rough under its posts."""
         self._travel(position_L)
         lowered = torch.zeros_like(position_L)
-        lowered[:, 2] = self.local_m
+        lowered[:, 2] = self.local_m + self._fallen_m
         hits = cast(self._map, position_L + lowered, beam_L)
         rough = torch.randn(len(position_L), generator=self._relief, dtype=torch.float64)
         range_m = hits.range_m + self._relief_sigma_m * rough.to(self._device)

@@ -21,7 +21,7 @@ from tnav.evaluate.descent_record import (
 )
 from tnav.evaluate.fix_model import FixModel, load_fix_model
 from tnav.evaluate.flight import Flight, Progress
-from tnav.evaluate.flight_ground import ImageGround, ModelGround
+from tnav.evaluate.flight_ground import ImageGround, ModelGround, Step
 from tnav.evaluate.flight_log import FlightLog, Sample
 from tnav.evaluate.flight_score import ACROSS_MAX_M_S, DOWN_MAX_M_S, Arrays, arrays_of, join
 from tnav.evaluate.scenario import Scenario
@@ -60,6 +60,7 @@ def fly_model(
     progress: Progress,
     model: FixModel | None = None,
     keep: int | None = None,
+    step: Step | None = None,
 ) -> Flight:
     """A batch of descents in `model` fidelity; returns the flight, with its log.
 
@@ -71,6 +72,7 @@ def fly_model(
         progress: told what goes on.
         model: of fixes; None: the one among the datasets.
         keep: number of the descent whose whole history is logged, if one.
+        step: of the ground, unknown to the map.
     """
     scenario = site.scenario.with_seed(seed)
     sun = sun_at(scenario.site.frame, scenario.epoch_utc)
@@ -83,6 +85,7 @@ def fly_model(
         2 * math.tan(half_rad),
         filter_config(descent, scenario).relief_sigma_m,
         sun.elevation_deg,
+        step,
     )
     flight = Flight(descent, scenario, ground, site.terrain_map, batch, keep)
     flight.fly(progress)

@@ -244,7 +244,8 @@ class _Flight:
     def _range(self, epoch: int, vision: Innovation | None) -> None:
         t_s, (range_m, valid) = self.state.t_s, self.readings
         reading = AltimeterReading(t_s, range_m[epoch : epoch + 1], valid[epoch : epoch + 1])
-        relief_m2 = relief_around_m2(self.state, self.map_cpu, self.spec)
+        # Ground that nobody ranges to need not be known.
+        relief_m2 = reading.valid * relief_around_m2(self.state, self.map_cpu, self.spec)
         self.state = self._travelled(relief_m2)
         prediction, H = predict_range(self.state, self.map_cpu, self.spec, self.config)
         self.state, innovation = update_altimeter(

@@ -57,6 +57,7 @@ from tnav.terrain.raycast import cast
 _SIDEWAYS = (0, 1, 18, 19, 23, 24)
 # A measurement must be of the state's epoch: 1 ms is 0.15 m at 150 m/s, below every noise here.
 _EPOCH_TOLERANCE_S = 1e-3
+_SLEW_RAD = 1.4
 # What one image says of the ground under the lander beyond its mean must be news by this factor.
 _GROUND_NEWS = 0.9
 
@@ -88,6 +89,9 @@ def propagate(
         step,
     )
     phi = transition(moved, thrust_m_s, dt_s, step)
+    noise = _noise(key_dt_s, config, device) + _slewing(
+        increments.delta_theta_B, moved.R_L_B, config
+    )
     return replace(
         state,
         t_s=increments.t_s,
@@ -96,15 +100,35 @@ def propagate(
         R_L_B=moved.R_L_B,
         gyro_bias_B=state.gyro_bias_B * (1 - dt_s / taus[0]),
         accelerometer_bias_B=state.accelerometer_bias_B * (1 - dt_s / taus[1]),
-        covariance=_carried(state.covariance, phi, _noise(key_dt_s, config, device)),
+        covariance=_carried(state.covariance, phi, noise),
     )
 
 
+def _slewing(
+    delta_theta_B: Float64[Tensor, "b 3"], R_L_B: Float64[Tensor, "b 3 3"], config: FilterConfig
+) -> Float64[Tensor, "b 18 18"]:
+    """What scale and misalignment of the gyros add to the attitude's covariance over a step.
+
+    About each body axis: its own scale times the turn about it, and misalignment times the turn
+    about the others. These errors last: over a slew of angle A they add up to s A, as steps of
+    variance ``s^2 A |dtheta|`` do. A is that of the pitch-up, the one slew that counts.
+    """
+    angle = delta_theta_B.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    own = delta_theta_B.square() / angle
+    across = (angle - own).clamp_min(0.0)
+    variance_B = _SLEW_RAD * (
+        config.gyro_scale_sigma**2 * own + config.gyro_misalignment_rad**2 * across
+    )
+    added = torch.zeros(len(angle), INERTIAL, INERTIAL, dtype=angle.dtype).to(angle.device)
+    added[:, ATTITUDE, ATTITUDE] = (R_L_B * variance_B[:, None, :]) @ R_L_B.mT
+    return added
+
+
 def _carried(
-    P: Float64[Tensor, "b 29 29"], phi: Float64[Tensor, "b 18 18"], Q: Float64[Tensor, "18 18"]
+    P: Float64[Tensor, "b 29 29"], phi: Float64[Tensor, "b 18 18"], Q: Float64[Tensor, "b 18 18"]
 ) -> Float64[Tensor, "b 29 29"]:
     """``F P F^T + Q`` with F the identity beside the inertial states: by blocks."""
-    inertial = torch.baddbmm(Q.expand_as(phi), phi @ P[:, :INERTIAL, :INERTIAL], phi.mT)
+    inertial = torch.baddbmm(Q, phi @ P[:, :INERTIAL, :INERTIAL], phi.mT)
     across = phi @ P[:, :INERTIAL, INERTIAL:]
     carried = torch.empty_like(P)
     carried[:, :INERTIAL, :INERTIAL] = 0.5 * (inertial + inertial.mT)

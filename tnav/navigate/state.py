@@ -55,6 +55,9 @@ class FilterConfig:
     gyro_bias_time_s: float = 1000.0
     # Scale along the thrust, misalignment across it.
     thrust_scale_sigma: float = 1e-9
+    # Of the gyros: no states, but noise that is as large over a slew.
+    gyro_scale_sigma: float = 1e-9
+    gyro_misalignment_rad: float = 1e-9
     # The map's vertical noise and its correlation along the ground (LOLA-like: 3 m, 300 m).
     map_sigma_m: float = 3.0
     map_correlation_m: float = 300.0

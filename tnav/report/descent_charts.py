@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tnav.evaluate.descent_figures import Floats, Track, beyond_3_sigma
-from tnav.evaluate.descent_score import AGL_PERCENT_M, AGL_PERCENT_MAX
+from tnav.evaluate.descent_score import AGL_PERCENT_MAX
 from tnav.evaluate.flight_score import ACROSS_MAX_M_S
 from tnav.records import Sensor
 from tnav.report import traces
@@ -113,16 +113,29 @@ def errors(place: str, tracks: Sequence[Track], first_s: dict[Sensor, float]) ->
     return grid(place, "Navigation error against 3σ", caption, alt, cells, columns=3, height_px=175)
 
 
-def height_error(place: str, tracks: Sequence[Track], rms: Sequence[tuple[float, float]]) -> Figure:
-    """Error of the height over the ground in per cent, against that height."""
+def height_error(
+    place: str,
+    tracks: Sequence[Track],
+    rms: Sequence[tuple[float, float]],
+    judged_m: Sequence[float],
+) -> Figure:
+    """Error of the height over the ground in per cent, against that height.
+
+    Args:
+        place: name of the figure.
+        tracks: descents, the bold one first.
+        rms: heights (m) with the rms error of all descents (%).
+        judged_m: heights at which that has a limit.
+    """
     marks = _lines(tracks, lambda t: t.agl_m, lambda t: t.agl_error_percent, show=True)
     if rms:
         heights, percents = zip(*rms, strict=True)
         name = "rms of all descents" if len(tracks) > 1 else "at set heights"
         dots = traces.points(name, heights, percents, FIX, size=9, symbol="diamond")
         marks.append(dots | {"hovertemplate": "%{x:.5~g} m: %{y:.3~g} %"})
-    low, high = AGL_PERCENT_M
-    marks.append(level("limit of the rms", [low, high], AGL_PERCENT_MAX, FAULT, "dash", True))
+    if judged_m:
+        span = [max(judged_m), min(judged_m)]
+        marks.append(level("limit of the rms", span, AGL_PERCENT_MAX, FAULT, "dash", True))
     decades = {"type": "log", "tickvals": _marks_of(range(5), (1, 2, 5))}
     heights_m = np.concatenate([t.agl_m[np.isfinite(t.agl_m)] for t in tracks])
     top = math.log10(1.2 * float(heights_m.max())) if heights_m.size else 4.3
@@ -272,7 +285,7 @@ def _folded_axis(tracks: Sequence[Track], span: Sequence[float], k: int, turn: f
         seen = track.t_s >= span[0]
         reach = np.maximum(np.abs(track.error[seen, k]), 3 * track.sigma[seen, k])
         most = max(most, float(reach.max(initial=0.0)))
-    top = 1.08 * float(_fold(np.array(most), turn))
+    top = 1.08 * float(_fold(np.array([most]), turn)[0])
     decades = [turn * 10**d for d in range(_LEAST_DECADE if top > _CROWDED else 0, _DECADES)]
     values = [-v for v in reversed(decades)] + [0.0, *decades]
     return {

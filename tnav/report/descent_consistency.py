@@ -10,9 +10,16 @@ from tnav.records import Sensor
 from tnav.report import traces
 from tnav.report.descent_layout import THIN, TIME, Cell, grid, known, level, plain, strokes, titled
 from tnav.report.layout import Figure
-from tnav.report.traces import ESTIMATE, FAULT, FIX, QUIET, TRUTH, Json, words
+from tnav.report.traces import ESTIMATE, FAULT, FIX, QUIET, TRUTH, Json
 
 _DOTS = 1500  # of a sensor over all thin descents
+_SENSORS = {
+    Sensor.STAR_TRACKER: "Star tracker",
+    Sensor.VISION: "Vision",
+    Sensor.ALTIMETER: "Altimeter",
+    Sensor.GROUND: "Height in images",
+}
+_NAMES = {sensor.value: name.lower() for sensor, name in _SENSORS.items()}
 _COLOURS = {"position": ESTIMATE, "velocity": FIX, "attitude": "#2c7a46"}
 
 
@@ -30,12 +37,12 @@ def innovations(
         spans = [min(float(n.t_s[0]) for n in own), max(float(n.t_s[-1]) for n in own)]
         first = sensor is sensors[0]
         marks = _nis_marks(own, bold, gate, show=first)
-        marks.append(level("mean of an honest filter", spans, degrees, TRUTH, "dot", first))
+        marks.append(level("mean of an honest filter", spans, float(degrees), TRUTH, "dot", first))
         if gate is not None:
             marks.append(level("gate", spans, gate, FAULT, "dash", first))
         taken = sum(int(n.fused.sum()) for n in own)
         everything = sum(n.nis.size for n in own)
-        title = f"{words(sensor.value).capitalize()}</b> · {everything:,} measurements, "
+        title = f"{_SENSORS[sensor]}</b> · {everything:,} measurements, "
         title += f"{everything - taken:,} refused<b>"
         log_range = [math.log10(degrees) - 3, math.log10(top) + 0.25]
         y = titled("NIS", type="log", range=log_range, dtick=1, exponentformat="power")
@@ -46,7 +53,9 @@ def innovations(
         "of their gate. Very small ones lie below the axes."
     )
     alt = "Normalised innovations of the sensors over time with their gates"
-    return grid(place, "Innovations and gates", caption, alt, cells, columns=2, height_px=210)
+    columns = 2 if len(cells) in (2, 4) else 3
+    title = "Innovations and gates"
+    return grid(place, title, caption, alt, cells, columns=columns, height_px=210)
 
 
 def consistency_figure(place: str, title: str, of: Consistency) -> Figure | None:
@@ -111,8 +120,8 @@ def _band_cell(what: str, bands: Sequence[Band], *, show: bool) -> Cell:
     labels = [f"{band.height_m / 1e3:g}" for band in bands]
     colour = _COLOURS.get(quantity, TRUTH)
     marks = [
-        _bounds("bounds of all at once", labels, [b.together for b in bands], 2, "#aeb5bd", show),
-        _bounds("95 % bounds of each", labels, [b.own for b in bands], 8, "#d5dbe2", show),
+        _bounds("bounds of all at once", labels, [b.together for b in bands], 2.0, "#aeb5bd", show),
+        _bounds("95 % bounds of each", labels, [b.own for b in bands], 8.0, "#d5dbe2", show),
         traces.points("mean", [], [b.value for b in bands], colour, size=8, show=False),
     ]
     marks[-1] |= {"x": labels, "hovertemplate": "under %{x} km: %{y:.3f}"}
@@ -120,7 +129,8 @@ def _band_cell(what: str, bands: Sequence[Band], *, show: bool) -> Cell:
     y = titled("", range=[min(0.0, *ends), 1.08 * max(ends)])
     x = titled("first under (km)", type="category", tickangle=0, tickfont={"size": 10})
     n = {band.n for band in bands}
-    title = f"{kind} {words(quantity)}</b> · n = {_from_to(n)}<b>"
+    what = _NAMES.get(quantity, quantity)
+    title = f"{kind} {what}</b> · n = {_from_to(n)}<b>"
     one = {"type": "line", "x0": 0, "x1": 1, "y0": 1, "y1": 1, "layer": "below"}
     honest = one | {"line": {"color": TRUTH, "width": 1, "dash": "dot"}}
     return Cell(title, x, y, marks, [honest | {"refs": "width"}])
@@ -130,7 +140,7 @@ def _bounds(
     name: str,
     labels: Sequence[str],
     edges: Sequence[tuple[float, float]],
-    width: int,
+    width: float,
     colour: str,
     show: bool,
 ) -> Json:

@@ -20,7 +20,12 @@ from tnav.evaluate.descent_figures import (
 )
 from tnav.evaluate.descent_folder import DescentGroup
 from tnav.evaluate.descent_record import DescentRecord
-from tnav.evaluate.descent_score import BLIND_DOWN_MAX_M_S, group_rows, missed
+from tnav.evaluate.descent_score import (
+    BLIND_DOWN_MAX_M_S,
+    group_rows,
+    judged_heights_m,
+    missed,
+)
 from tnav.evaluate.flight_score import DOWN_MAX_M_S
 from tnav.evaluate.limits import Row
 from tnav.records import Sensor
@@ -98,13 +103,14 @@ def _flights(place: str, group: DescentGroup) -> list[Figure]:
     first = group.records[0]
     first_s = {nis.sensor: float(nis.t_s[0]) for nis in nis_of(first)}
     rms = [] if group.flown is None else agl_rms(group.flown)
+    judged_m = [] if group.flown is None else judged_heights_m(group.flown)
     down_max_m_s = BLIND_DOWN_MAX_M_S if group.blind else DOWN_MAX_M_S
     gates = {nis.sensor: _gate(first, nis.sensor, nis.degrees) for nis in of_sensor}
     return [
         trajectory(f"{place}-trajectory", tracks),
         errors(f"{place}-errors", tracks, first_s),
         *([innovations(f"{place}-nis", of_sensor, gates)] if of_sensor else []),
-        height_error(f"{place}-agl", tracks, rms),
+        height_error(f"{place}-agl", tracks, rms, judged_m),
         touchdowns(f"{place}-touchdown", tracks, down_max_m_s),
     ]
 
@@ -150,7 +156,7 @@ def _lead(group: DescentGroup) -> str:
 
 
 def _degrees(value: float, sides: str) -> str:
-    return f"{abs(value):.3f}° {sides[value < 0]}"
+    return f"{abs(value):.3f}°\u00a0{sides[value < 0]}"
 
 
 def _seeds(seeds: Sequence[int]) -> str:

@@ -1,0 +1,204 @@
+"""Closed-loop descents: they land, they are what the filter says, and bad recipes are refused."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simulated_device
+import torch
+
+from tnav.errors import ConfigError, RunFileError
+from tnav.evaluate.descent_archive import read_descent, write_descent
+from tnav.evaluate.descent_plan import Descent, load_descent, scenario_of
+from tnav.evaluate.fix_model import load_fix_model
+from tnav.evaluate.flight import Flight
+from tnav.evaluate.flight_ground import ModelGround, map_agl_m
+from tnav.evaluate.flight_log import EDGES_M
+from tnav.evaluate.flight_runs import keep_arrays, kept_arrays, record_of
+from tnav.evaluate.flight_score import arrays_of, means_of
+from tnav.navigate.mechanisation import MAP_LOCAL, MAP_MEAN
+from tnav.navigate.state import GatePolicy
+from tnav.simulate.guidance import Phase
+from tnav.terrain.heightfield import Level, Terrain
+
+LANES = 12
+DESCENT = Descent(name="test", scenario="resilience")
+
+
+def plain(device: str = "cpu") -> Terrain:
+    """A gently rolling map, 60 km wide, that needs no DEM: posts of 1 m on top of coarse ones."""
+    levels = []
+    for post_m in (1.0, 8.0, 64.0):
+        axis = (torch.arange(1025) - 512) * post_m
+        z = 30 * torch.sin(axis[None, :] / 4000) + 20 * torch.cos(axis[:, None] / 3000) - 20.0
+        levels.append(Level(float(axis[0]), float(axis[0]), post_m, z.float()))
+    return Terrain(levels).to(device)
+
+
+def flight(batch: int = LANES, keep: int | None = 0, device: str = "cpu", **changes) -> Flight:
+    descent = DESCENT.model_copy(update=changes)
+    scenario = scenario_of(descent)
+    terrain_map = plain(device)
+    ground = ModelGround(scenario, terrain_map, load_fix_model(), batch, 0.83, 0.2, 11.9)
+    return Flight(descent, scenario, ground, terrain_map, batch, keep)
+
+
+@pytest.fixture(scope="module")
+def flown() -> Flight:
+    """A batch from orbit to the ground."""
+    whole = flight()
+    whole.fly(lambda text, share: None)
+    return whole
+
+
+def test_all_touch_down_softly_near_the_target(flown: Flight) -> None:
+    contact = flown.log.contact
+    assert bool(flown.log.landed.all())
+    assert float(contact.down_m_s.max()) < 2.0
+    assert float(contact.down_m_s.min()) > 1.0
+    assert float(contact.horizontal_m_s.max()) < 1.0
+    assert float(contact.miss_m.max()) < 20.0
+    assert float(flown.log.propellant_kg.min()) > 0.05 * DESCENT.lander.propellant_kg
+
+
+def test_navigation_is_as_good_at_contact_as_it_says(flown: Flight) -> None:
+    contact = flown.log.contact
+    # Altimeter of 0.3 m and 0.1 m of bias, averaged: five sigma of what is left.
+    assert float(contact.agl_error_m.abs().max()) < 0.6
+    ratio = contact.agl_error_m / contact.agl_sigma_m
+    assert 0.2 < float(ratio.square().mean()) < 3.2  # chi-square of 12, 1e-3 each side
+    assert float(contact.position_error_L[:, :2].norm(dim=-1).max()) < 5.0
+    assert float(contact.velocity_error_L.norm(dim=-1).max()) < 0.1
+
+
+def test_errors_are_as_large_as_stated_in_every_band(flown: Flight) -> None:
+    means = means_of(arrays_of(flown.log))
+    names = {mean.name.split(",")[0] for mean in means}
+    assert {"NEES position", "NEES velocity", "NEES attitude", "NIS vision"} <= names
+    # One table in ten thousand honest ones fails.
+    assert [m for m in means if not m.inside(1 - 1e-4 / len(means))] == []
+
+
+def test_every_band_and_phase_is_seen(flown: Flight) -> None:
+    assert not bool(flown.log.error.isnan().any())
+    assert flown.log.error.shape == (LANES, len(EDGES_M), 9)
+    phases = torch.cat([sample.phase for sample in flown.log.samples]).tolist()
+    assert phases == sorted(phases)
+    assert set(phases) == {int(phase) for phase in Phase}
+
+
+def test_the_record_of_a_descent_is_written_and_read(flown: Flight, tmp_path: Path) -> None:
+    record = record_of(flown, "model", "test", 0)
+    read = read_descent(write_descent(record, tmp_path))
+    assert read.touchdown is not None
+    assert read.touchdown.outcome == "landed"
+    torch.testing.assert_close(read.series.position_nav_L, record.series.position_nav_L)
+    assert {i.sensor for i in read.innovations} == {i.sensor for i in record.innovations}
+
+
+def test_same_seeds_same_flight_and_other_seeds_another() -> None:
+    def after(seed: int) -> torch.Tensor:
+        descent = DESCENT
+        scenario = scenario_of(descent).with_seed(seed)
+        ground = ModelGround(scenario, plain(), load_fix_model(), 3, 0.83, 0.2, 11.9)
+        short = Flight(descent, scenario, ground, plain(), 3)
+        for k in range(1, 40):
+            short._step(k)
+        return torch.cat([short.state.position_L, short.lander.position_L])
+
+    assert torch.equal(after(0), after(0))
+    assert not torch.equal(after(0), after(1))
+
+
+def test_on_the_accelerator_as_on_the_host() -> None:
+    """The last minutes of a descent, by steps: same numbers, and no more waits than are told."""
+    simulated_device.install()
+    ends = []
+    for device in ("cpu", simulated_device.DEVICE):
+        one = flight(batch=3, keep=None, device=device)
+        one.near = True
+        for k in range(1, 12):  # a star, ranges, no exposure: those are drawn on the host
+            one._step(k)
+        ends.append(torch.cat([one.state.position_L, one.state.velocity_L], -1).cpu())
+    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=1e-9)
+
+
+def test_truth_of_the_map_is_the_process_that_is_stated() -> None:
+    """Drawn map errors keep their variance over travel and footprints, and share the mean."""
+    batch = 4000
+    scenario = scenario_of(DESCENT)
+    ground = ModelGround(scenario, plain(), load_fix_model(), batch, 0.83, 0.0, 11.9)
+    place = torch.zeros(batch, 3, dtype=torch.float64)
+    for height_m, east_m in ((5000.0, 0.0), (2000.0, 150.0), (600.0, 200.0)):
+        place = torch.stack(
+            [
+                torch.full((batch,), east_m).double(),
+                torch.zeros(batch).double(),
+                torch.full((batch,), height_m).double(),
+            ],
+            -1,
+        )
+        eye = torch.eye(3, dtype=torch.float64).expand(batch, 3, 3)
+        ground.expose(0.0, place, eye, eye, place, eye)
+        share_m2 = float(ground._mean_m2[0])
+        spread = 6 * math.sqrt(2 / batch)  # six sigma of a variance
+        assert float(ground.local_m.var()) == pytest.approx(9.0, rel=spread)
+        assert float(ground.mean_m.var()) == pytest.approx(share_m2, rel=spread)
+        joint = float((ground.local_m * ground.mean_m).mean())
+        assert joint == pytest.approx(share_m2, abs=6 * 3 * math.sqrt(share_m2 * 2 / batch))
+    assert share_m2 > 1.0  # near the ground the mean is most of the error
+
+
+def test_height_is_negative_under_the_ground() -> None:
+    at = torch.tensor(
+        [[0.0, 0.0, 500.0], [0.0, 0.0, -50.0], [9e5, 0.0, 100.0]], dtype=torch.float64
+    )
+    height_m, there = map_agl_m(plain(), at)
+    assert there.tolist() == [True, True, False]
+    assert float(height_m[0]) == pytest.approx(500.0, abs=0.1)
+    assert float(height_m[1]) == pytest.approx(-50.0, abs=0.1)
+
+
+def test_map_states_have_their_place() -> None:
+    one = flight(batch=2, keep=None)
+    P = one.state.covariance
+    assert float(P[0, MAP_MEAN, MAP_MEAN]) == 0.0  # before the first image: over everything
+    assert float(P[0, MAP_LOCAL, MAP_LOCAL]) == pytest.approx(9.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("timing: {latency_s: 0.25}", "timing.latency_s: 0.25 s is not a number of steps"),
+        ("timing: {latency_s: 5.0}", "timing.latency_s: 5 s, expected under the interval of 5 s"),
+        ("altimeter: {rate_hz: 3.0}", "altimeter.rate_hz: 0.333333 s is not a number of steps"),
+        ("gate: soft", "gate"),
+        ("landr: {}", "did you mean 'lander'"),
+    ],
+)
+def test_a_bad_recipe_is_told_in_one_line(text: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"name: mine\nscenario: resilience\n{text}\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as error:
+        load_descent(str(path))
+    assert told in str(error.value)
+    assert f"{path}:" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_shipped_descents_load() -> None:
+    assert load_descent("resilience").gate is GatePolicy.TERRAIN_AWARE
+
+
+def test_kept_arrays_are_those_of_the_set_up(tmp_path: Path) -> None:
+    path = tmp_path / "image-0.npz"
+    keep_arrays(path, "a", {"x": np.arange(3.0)})
+    kept = kept_arrays(path, "a")
+    assert kept is not None
+    assert kept["x"].tolist() == [0.0, 1.0, 2.0]
+    assert kept_arrays(path, "b") is None
+    assert kept_arrays(tmp_path / "none.npz", "a") is None
+    path.write_bytes(b"nothing")
+    with pytest.raises(RunFileError, match=r"image-0\.npz"):
+        kept_arrays(path, "a")
