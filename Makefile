@@ -39,6 +39,8 @@ bench: $(READY)
 	$(BIN)/tnav bench covariance --device $(DEVICE)
 	$(BIN)/tnav bench pose --device $(DEVICE)
 	$(BIN)/tnav bench fix --device $(DEVICE)
+	$(BIN)/tnav bench fix-model --quick --device $(DEVICE)
+	$(BIN)/tnav bench filter --quick --device $(DEVICE)
 	$(BIN)/tnav bench relief
 	$(BIN)/tnav bench corridor
 	$(BIN)/tnav bench demo --device $(DEVICE)

@@ -61,6 +61,8 @@ def test_every_figure_is_one_that_plotly_takes_and_its_shapes_lie_on_axes(groups
             go.Figure(figure.spec)
             json.dumps(figure.spec, allow_nan=False)
             layout = figure.spec["layout"]
+            shown = [trace["name"] for trace in figure.spec["data"] if trace["showlegend"]]
+            assert len(shown) == len(set(shown)) > 0
             for trace in figure.spec["data"]:
                 assert layout["xaxis" + trace["xaxis"][1:]]["anchor"] == trace["yaxis"]
                 assert layout["yaxis" + trace["yaxis"][1:]]["anchor"] == trace["xaxis"]

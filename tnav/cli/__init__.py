@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tnav.cli.dem import dem_app
+from tnav.cli.fly import fly
 from tnav.cli.gallery import gallery
 from tnav.cli.model import model_app
 from tnav.cli.render import render
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.add_typer(dem_app, name="dem")
 app.add_typer(model_app, name="model")
+app.command()(fly)
 app.command()(gallery)
 app.command()(render)
 app.command()(train)
@@ -238,7 +240,7 @@ def _run(scenario: str, out: Path, device: str, seed: int, healthy: bool) -> "Ru
 
     from tnav.evaluate.archive import save
     from tnav.evaluate.metrics import frame_line, score_folder, summary_lines
-    from tnav.evaluate.run import run as fly
+    from tnav.evaluate.run import run as fly_prescribed
     from tnav.evaluate.runlog import write_document
     from tnav.evaluate.scenario import load_scenario, resolve_device
     from tnav.evaluate.world import build_world
@@ -257,7 +259,7 @@ def _run(scenario: str, out: Path, device: str, seed: int, healthy: bool) -> "Ru
         def show(text: str, share: float) -> None:
             bar.update(task, description=text, completed=share)
 
-        log = fly(
+        log = fly_prescribed(
             world,
             show,
             lambda frame: console.print(frame_line(frame), highlight=False, soft_wrap=True),

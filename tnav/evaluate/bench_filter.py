@@ -14,6 +14,7 @@ import torch
 
 from tnav.evaluate.descent_archive import write_descent
 from tnav.evaluate.descent_plan import Descent, load_descent
+from tnav.evaluate.descent_score import AGL_PERCENT_MAX, BLIND_DOWN_MAX_M_S
 from tnav.evaluate.flight_ground import Step
 from tnav.evaluate.flight_runs import (
     Site,
@@ -48,9 +49,7 @@ _MODEL, _MODEL_QUICK = 500, 100
 _IMAGE, _IMAGE_QUICK = 20, 0
 _THROUGHPUT, _THROUGHPUT_QUICK = (10, 100, 1000), (10, 100)
 _THROUGHPUT_LIMIT_S = 300.0
-_AGL_PERCENT = 0.3
-_TOUCHDOWN_M_S = 3.0  # without altimeter
-_GATED, _GATED_QUICK = 50, 5
+_GATED = 20
 _RIM = Step(under_m=2500.0, fall_m=500.0)
 _SEED = 1  # the first draw; zero is for looking at
 _MIB = 1024.0
@@ -81,7 +80,8 @@ def measure_filter(
     count = model_descents or (_MODEL_QUICK if quick else _MODEL)
     rows = _nominal(descent, site, count, device, say)
     rows += _blind(descent, site, count, device, say)
-    rows += _gates(descent, site, _GATED_QUICK if quick else _GATED, device, say)
+    if not quick:
+        rows += _gates(descent, site, _GATED, device, say)
     images = image_descents if image_descents is not None else _IMAGE_QUICK if quick else _IMAGE
     if images:
         folder = out or Path("out/filter")
@@ -110,8 +110,8 @@ def _blind(descent: Descent, site: Site, count: int, device: torch.device, say: 
     flown = fly_models(blind, site, count, _SEED, tell)
     title = "model, no altimeter"
     return [
-        *height_rows(flown, title, _AGL_PERCENT, str(device)),
-        *touchdown_rows(flown, title, str(device), blind=True, down_max_m_s=_TOUCHDOWN_M_S),
+        *height_rows(flown, title, AGL_PERCENT_MAX, str(device)),
+        *touchdown_rows(flown, title, str(device), blind=True, down_max_m_s=BLIND_DOWN_MAX_M_S),
     ]
 
 
@@ -126,13 +126,13 @@ def _gates(descent: Descent, site: Site, count: int, device: torch.device, say: 
         tell = _teller(say, f"gate {policy.value}, {count} descents over a rim")
         flight = fly_model(gated, site, count, _SEED, tell, step=_RIM)
         contact = flight.log.contact
-        soft = (contact.down_m_s < _TOUCHDOWN_M_S) & flight.log.landed
+        soft = (contact.down_m_s < BLIND_DOWN_MAX_M_S) & flight.log.landed
         landed = int(soft.sum())
         must = policy is GatePolicy.TERRAIN_AWARE
         title = f"rim of {_RIM.fall_m:.0f} m not on the map, no vision, gate {policy.value}"
         limit = f"= {count}" if must else None
         passed = landed == count if must else None
-        name = f"{title}: contact under {_TOUCHDOWN_M_S:g} m/s"
+        name = f"{title}: contact under {BLIND_DOWN_MAX_M_S:g} m/s"
         rows.append(Row(name, landed, "descents", limit, passed, count, str(device)))
         fastest = float(contact.down_m_s.nan_to_num(nan=0.0).max())
         name = f"{title}: fastest contact"
@@ -162,13 +162,13 @@ def _images(
             continue
         flown = join(parts)
         if blind:
-            rows += height_rows(flown, title, _AGL_PERCENT, str(device))
+            rows += height_rows(flown, title, AGL_PERCENT_MAX, str(device))
             rows += touchdown_rows(
-                flown, title, str(device), blind=True, down_max_m_s=_TOUCHDOWN_M_S
+                flown, title, str(device), blind=True, down_max_m_s=BLIND_DOWN_MAX_M_S
             )
         else:
             rows += _rows(flown, title, str(device))
-            rows += height_rows(flown, title, _AGL_PERCENT, str(device))
+            rows += height_rows(flown, title, AGL_PERCENT_MAX, str(device))
     return rows
 
 

@@ -122,4 +122,7 @@ def filter_config(descent: Descent, scenario: Scenario) -> FilterConfig:
         range_bias_sigma_m=max(descent.altimeter.bias_sigma_m, 1e-3),
         relief_sigma_m=_RELIEF_UNDER_POSTS * 2 * scenario.site.finest_post_m,
         altimeter_gate=descent.gate,
+        altimeter_gate_patience=FilterConfig.heard_first(
+            descent.timing.interval_s, descent.altimeter.rate_hz
+        ),
     )

@@ -294,6 +294,9 @@ def _filter_config(scenario: Scenario) -> FilterConfig:
         map_correlation_m=error.correlation_m,
         map_shift_sigma_m=max(error.horizontal_sigma_m, _LEAST_SIGMA),
         relief_sigma_m=_RELIEF_UNDER_POSTS * 2 * scenario.site.finest_post_m,
+        altimeter_gate_patience=FilterConfig.heard_first(
+            scenario.imaging.interval_s, scenario.altimeter.rate_hz
+        ),
     )
 
 

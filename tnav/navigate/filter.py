@@ -31,7 +31,6 @@ from tnav.navigate.mechanisation import (
     MAP_MEAN,
     MAP_SHIFT,
     POSITION,
-    RANGE_BIAS,
     STATES,
     VELOCITY,
     advance,
@@ -344,15 +343,15 @@ def update_altimeter(
     present = reading.valid & prediction.defined & ~steep
     residual = torch.where(present, reading.range_m - prediction.range_m, 0.0)[:, None]
     noise = spec.noise_sigma_m(prediction.range_m).square() + config.relief_sigma_m**2
-    # A third of the discrepancy each to altitude (along dr/dp), to the map under the lander and to
-    # the sensor: any may be wrong, and the next image, which sees the first two, settles which.
+    # Half of the discrepancy to altitude (along dr/dp), half to the map under the lander: either
+    # may be wrong, and the height over the ground is right with both. A sensor that is at fault is
+    # vision's to name, which is heard before patience is out.
     by_position = H[:, 0, POSITION]
     along = by_position / by_position.square().sum(-1, keepdim=True).clamp_min(1e-12)
-    share = residual * 3**-0.5
-    widening = torch.zeros(len(residual), STATES, 3, dtype=residual.dtype, device=residual.device)
+    share = residual * 0.5**0.5
+    widening = torch.zeros(len(residual), STATES, 2, dtype=residual.dtype, device=residual.device)
     widening[:, POSITION, 0] = share * along
     widening[:, MAP_LOCAL, 1] = share[:, 0] / H[:, 0, MAP_LOCAL].clamp_min(1e-3)
-    widening[:, RANGE_BIAS, 2] = share[:, 0]
     noise = noise[:, None, None]
     return fuse(
         state,

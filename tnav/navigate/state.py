@@ -71,9 +71,9 @@ class FilterConfig:
     # One healthy measurement in ten thousand is rejected: one altimeter reading in ten descents.
     gate_probability: float = 0.9999
     altimeter_gate: GatePolicy = GatePolicy.TERRAIN_AWARE
-    # Rejections in a row before one is taken. Altimeter: 5 s at 10 Hz, longer than the interval of
-    # fixes, so that vision speaks first. Vision: the fourth fix in a row that is off; two are
-    # enough for a monitor, so it has one interval to act on its verdict.
+    # Rejections in a row before one is taken. Altimeter: 5 s at 10 Hz; must be longer than the
+    # interval of fixes (`heard_first`), so that vision speaks first. Vision: the fourth fix in a
+    # row that is off; two are enough for a monitor, so it has one interval to act on its verdict.
     altimeter_gate_patience: int = 50
     vision_gate_patience: int = 3
     star_tracker_gate_patience: int = 10
@@ -85,6 +85,11 @@ class FilterConfig:
                 raise ConfigError(f"filter.{name}: {value}, expected > 0")
         if not self.gate_probability < 1:
             raise ConfigError(f"filter.gate_probability: {self.gate_probability}, expected below 1")
+
+    @staticmethod
+    def heard_first(fix_interval_s: float, altimeter_rate_hz: float) -> int:
+        """Patience with an altimeter that leaves vision the first word, one late fix allowed."""
+        return max(50, math.ceil(1.5 * fix_interval_s * altimeter_rate_hz))
 
     def patience(self, sensor: Sensor) -> float:
         """Rejections in a row after which a reading of a sensor is taken all the same."""

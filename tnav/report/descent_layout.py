@@ -67,6 +67,7 @@ def grid(
         "annotations": [],
     }
     data: list[Json] = []
+    named: set[str] = set()  # a legend has each name once
     for number, cell in enumerate(cells, start=1):
         row, column = divmod(number - 1, columns)
         left, top_px = column * (width + _COLUMN_GAP), row * (height_px + _ROW_GAP_PX)
@@ -76,7 +77,10 @@ def grid(
         layout[axis("xaxis", number)] = _AXIS | place_x | cell.x
         layout[axis("yaxis", number)] = _AXIS | place_y | cell.y
         own = {"xaxis": axis("x", number), "yaxis": axis("y", number)}
-        data += [mark | own for mark in cell.marks]
+        for mark in cell.marks:
+            shown = mark["showlegend"] and mark["name"] not in named
+            named |= {mark["name"]} if shown else set()
+            data.append(mark | own | {"showlegend": shown})
         layout["shapes"] += [_placed(shape, number) for shape in cell.shapes]
         layout["annotations"].append(_heading(cell.title, number))
     return Figure(name, title, caption, alt, total_px, {"data": data, "layout": layout})
