@@ -1,6 +1,7 @@
 """Closed-loop descents: they land, they are what the filter says, and bad recipes are refused."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from tnav.evaluate.descent_archive import read_descent, write_descent
 from tnav.evaluate.descent_plan import Descent, load_descent, scenario_of
 from tnav.evaluate.fix_model import load_fix_model
 from tnav.evaluate.flight import Flight
-from tnav.evaluate.flight_ground import ModelGround, map_agl_m
+from tnav.evaluate.flight_ground import ModelGround, Step, map_agl_m
 from tnav.evaluate.flight_log import EDGES_M
 from tnav.evaluate.flight_runs import keep_arrays, kept_arrays, record_of
 from tnav.evaluate.flight_score import arrays_of, means_of
@@ -160,6 +161,35 @@ def test_height_is_negative_under_the_ground() -> None:
     assert float(height_m[1]) == pytest.approx(-50.0, abs=0.1)
 
 
+def test_contact_is_the_grounds_to_say_not_navigations() -> None:
+    """Navigation that believes itself 100 km up hits the ground all the same."""
+    lost = flight(batch=2, keep=None, with_vision=False, with_altimeter=False)
+    up = torch.tensor([0.0, 0.0, 100e3], dtype=torch.float64)
+    low = torch.tensor([[0.0, 0.0, 60.0], [200.0, 0.0, 60.0]], dtype=torch.float64)
+    lost.lander = replace(lost.lander, position_L=low, velocity_L=0 * low - 0.1 * up / 1e3)
+    lost.state = replace(lost.state, position_L=low + up, velocity_L=lost.lander.velocity_L)
+    for k in range(1, 120):
+        if k % 10 == 1:
+            lost._look_ahead()
+        lost._step(k)
+    assert not lost.near
+    assert lost.lander.landed.tolist() == [True, True]
+    assert bool((lost.log.contact.down_m_s > 10).all())
+
+
+def test_a_rim_that_the_map_lacks_lowers_the_ground_for_good() -> None:
+    scenario = scenario_of(DESCENT)
+    rim = Step(under_m=2000.0, fall_m=500.0)
+    ground = ModelGround(scenario, plain(), load_fix_model(), 1, 0.83, 0.0, 11.9, rim)
+    heights = [2001.0, 1999.0, 2001.0]
+    found = [
+        float(ground.agl_m(torch.tensor([[0.0, 0.0, h]], dtype=torch.float64))[0]) - h
+        for h in heights
+    ]
+    local_m = float(ground.local_m[0])
+    assert found == pytest.approx([local_m, 500 + local_m, 500 + local_m], abs=0.1)
+
+
 def test_map_states_have_their_place() -> None:
     one = flight(batch=2, keep=None)
     P = one.state.covariance
@@ -174,6 +204,10 @@ def test_map_states_have_their_place() -> None:
         ("timing: {latency_s: 5.0}", "timing.latency_s: 5 s, expected under the interval of 5 s"),
         ("altimeter: {rate_hz: 3.0}", "altimeter.rate_hz: 0.333333 s is not a number of steps"),
         ("gate: soft", "gate"),
+        ("altimeter: {scale_sigma: 0.001}", "altimeter.scale_sigma: 0.001, which the filter"),
+        ("seeing: {agl_min_m: 12000.0}", "agl_min_m: 12000, expected under agl_max_m 12000"),
+        ("duration_max_s: 0.5", "duration_max_s"),
+        ("altimeter: {rate_hz: 1.0e9}", "altimeter.rate_hz: 1e-09 s is not a number of steps"),
         ("landr: {}", "did you mean 'lander'"),
     ],
 )

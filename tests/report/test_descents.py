@@ -249,7 +249,7 @@ def test_eval_as_json_leaves_the_page_in_the_folder(tmp_path, capsys):
     told = capsys.readouterr()
     rows = json.loads(told.out)
     assert [row["name"] for row in rows if row["passed"] is False] == [
-        "image: altitude error at contact, 99.73 %"
+        "image: AGL error at contact, 99.73 %"
     ]
     assert f"page: {tmp_path / 'descents.html'}" in told.err
     assert (tmp_path / "descents.html").is_file()

@@ -23,7 +23,7 @@ def fly(
 ) -> None:
     """Fly a descent on its own navigation, from orbit to touchdown; exit 1 where it does not land.
 
-    Writes NAME-SEED.json and .npz, for `tnav eval` and `tnav view`.
+    Writes NAME-FIDELITY-SEED.json and .npz, for `tnav eval` and `tnav view`.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -46,7 +46,7 @@ def fly(
             flight = fly_image(recipe, image_world(recipe, seed, where), show)
         else:
             flight = fly_model(recipe, site_of(recipe, where), 1, seed, show, keep=0)
-        record = record_of(flight, fidelity, recipe.name, seed)
+        record = record_of(flight, fidelity, f"{recipe.name}-{fidelity}", seed)
         path = write_descent(record, out)
     for line in _summary(record):
         print(line)

@@ -37,6 +37,14 @@ class Seeing(Recipe):
     agl_min_m: float = Field(default=60.0, gt=0)  # lower, a view has a few map posts to match
     tilt_max_deg: float = Field(default=25.0, gt=0, lt=90)
 
+    @model_validator(mode="after")
+    def _in_order(self) -> "Seeing":
+        if self.agl_min_m >= self.agl_max_m:
+            raise ValueError(
+                f"agl_min_m: {self.agl_min_m:g}, expected under agl_max_m {self.agl_max_m:g}"
+            )
+        return self
+
 
 class Descent(Recipe):
     """One closed-loop descent. Ground, map, camera, detector, Sun and seeds are a scenario's."""
@@ -57,7 +65,7 @@ class Descent(Recipe):
     with_altimeter: bool = True
     with_vision: bool = True
     step_s: float = Field(default=0.1, gt=0, le=0.5)
-    duration_max_s: float = Field(default=900.0, gt=0)
+    duration_max_s: float = Field(default=900.0, ge=1)
 
     @model_validator(mode="after")
     def _on_the_grid(self) -> "Descent":
@@ -69,7 +77,7 @@ class Descent(Recipe):
             ("timing.latency_s", self.timing.latency_s),
         ):
             steps = period_s / self.step_s
-            if abs(steps - round(steps)) > 1e-6:
+            if abs(steps - round(steps)) > 1e-6 or (round(steps) < 1 and period_s > 0):
                 raise ValueError(
                     f"{name}: {period_s:g} s is not a number of steps of {self.step_s}"
                 )
@@ -78,6 +86,29 @@ class Descent(Recipe):
                 f"timing.latency_s: {self.timing.latency_s:g} s, expected under the interval of "
                 f"{self.timing.interval_s:g} s"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _told_to_the_filter(self) -> "Descent":
+        """Errors that the filter is not told of would make it overconfident."""
+        for name, value, expected in (
+            ("altimeter.scale_sigma", self.altimeter.scale_sigma, 0.0),
+            ("star_tracker.boresight_factor", self.star_tracker.boresight_factor, 1.0),
+            (
+                "inertial.accelerometer_bias_walk_m_s2_sqrt_s",
+                self.inertial.accelerometer_bias_walk_m_s2_sqrt_s,
+                0.0,
+            ),
+            (
+                "inertial.gyro_bias_walk_rad_s_sqrt_s",
+                self.inertial.gyro_bias_walk_rad_s_sqrt_s,
+                0.0,
+            ),
+        ):
+            if value != expected:
+                raise ValueError(
+                    f"{name}: {value:g}, which the filter does not model: expected {expected:g}"
+                )
         return self
 
     def steps(self, period_s: float) -> int:

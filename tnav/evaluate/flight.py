@@ -1,7 +1,8 @@
 """The closed loop: lander and instruments, the filter, and guidance on what the filter believes.
 
-All descents of a batch share the clock and one terrain, and differ in every error. The host waits
-for the device once a second of flight, to see whether all have landed.
+All descents of a batch share the clock and one terrain, and differ in every error. The host asks
+the device once a second of flight whether all have landed, and at exposures whether anyone looks;
+noise is drawn on the host, step by step.
 """
 
 import math
@@ -47,6 +48,7 @@ Progress = Callable[[str, float], None]  # what is done now, share of the longes
 _HALF_FOV_MAX_RAD = math.radians(75)  # a fisheye sees further, but learns no more out there
 # Ranges are predicted from where one of the descents comes this near to what is promised.
 _NEAR = 1.5
+_LOW_M = 20e3  # under which true heights over the ground are looked at, and with them contact
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,12 @@ def start(descent: Descent, scenario: Scenario, batch: int, device: torch.device
     return Started(lander, state)
 
 
+def footprint_per_m(scenario: Scenario) -> float:
+    """Side of the ground in view over the height."""
+    half_rad = scenario.camera.camera().fov_rad / 2
+    return 2 * math.tan(min(half_rad, _HALF_FOV_MAX_RAD))
+
+
 class Flight:
     """A batch of descents; its state is lander, filter, guidance and the log."""
 
@@ -134,9 +142,8 @@ class Flight:
         self.inertial_errors = self.inertial_errors.to(device)
         self.altimeter_errors = draw_altimeter(descent.altimeter, batch, self.noise["altimeter"])
         self.altimeter_errors = self.altimeter_errors.to(device)
-        half_rad = min(scenario.camera.camera().fov_rad / 2, _HALF_FOV_MAX_RAD)
-        self.footprint_per_m = 2 * math.tan(half_rad)
-        self.near = False
+        self.footprint_per_m = footprint_per_m(scenario)
+        self.near = self.low = False
         self.pending: tuple[int, Exposure] | None = None
         self.log = FlightLog(batch, device, keep)
 
@@ -160,6 +167,9 @@ class Flight:
         least_m = torch.where(up, height_m, torch.inf).min()
         seeing_m = self.descent.seeing.agl_max_m
         self.near = bool(least_m < max(_NEAR * self.spec.range_max_m, _NEAR * seeing_m))
+        # The ground is there whatever navigation believes.
+        true_m = height_over_site_m(self.lander, self.site_z_m)
+        self.low = bool(torch.where(up, true_m, torch.inf).min() < _LOW_M)
 
     def _step(self, k: int) -> None:
         descent, dt_s = self.descent, self.descent.step_s
@@ -295,11 +305,11 @@ class Flight:
     def _contact(self, k: int) -> None:
         """Touchdown, and a look at the errors twice a second."""
         looked = k % self.descent.steps(0.5) == 0
-        if not (self.near or looked):
+        if not (self.low or looked):
             return
         over_site_m = height_over_site_m(self.lander, self.site_z_m)
         agl, sigma_m = self.expected_agl_m()
-        true_m = self.ground.agl_m(self.lander.position_L) if self.near else agl * math.nan
+        true_m = self.ground.agl_m(self.lander.position_L) if self.low else agl * math.nan
         before = self.lander.landed
         self.lander = touch(self.lander, true_m.nan_to_num(nan=math.inf))
         just = self.lander.landed & ~before

@@ -154,9 +154,9 @@ class FlightLog:
         tally.first = torch.where(now & tally.first.isnan(), nis[:, None], tally.first)
         tally.total = tally.total + (now * nis[:, None]).sum(0)
         tally.count = tally.count + now.sum(0)
-        tally.rejected = tally.rejected + (there & ~innovation.fused)
+        tally.rejected = tally.rejected + (there & ~innovation.fused & (self.band > 0))
         if self.keep is not None:
-            self.innovations.append(_one(innovation, self.keep))
+            self.innovations.append(_one(innovation, there, self.keep))
 
     def exposure(self, exposure: Exposure, wanted: Bool[Tensor, " b"]) -> None:
         """Counts images that were wanted, and those that gave a fix."""
@@ -238,7 +238,7 @@ def height_over_site_m(lander: LanderState, site_z_m: float) -> Float64[Tensor, 
     return altitude_m(lander.position_L) - site_z_m
 
 
-def _one(innovation: Innovation, lane: int) -> Innovation:
+def _one(innovation: Innovation, there: Bool[Tensor, " b"], lane: int) -> Innovation:
     one = slice(lane, lane + 1)
     return Innovation(
         innovation.t_s,
@@ -246,8 +246,8 @@ def _one(innovation: Innovation, lane: int) -> Innovation:
         innovation.value[one].cpu(),
         innovation.covariance[one].cpu(),
         innovation.nis[one].cpu(),
-        innovation.present[one].cpu(),
-        innovation.fused[one].cpu(),
+        there[one].cpu(),
+        (there & innovation.fused)[one].cpu(),
     )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -21,7 +21,7 @@ from tnav.evaluate.descent_record import (
     Touchdown,
 )
 from tnav.evaluate.fix_model import FixModel, load_fix_model
-from tnav.evaluate.flight import Flight, Progress
+from tnav.evaluate.flight import Flight, Progress, footprint_per_m
 from tnav.evaluate.flight_ground import ImageGround, ModelGround, Step
 from tnav.evaluate.flight_log import FlightLog, Sample
 from tnav.evaluate.flight_score import ACROSS_MAX_M_S, DOWN_MAX_M_S, Arrays, arrays_of, join
@@ -35,6 +35,8 @@ from tnav.terrain.cache import content_hash, default_cache
 from tnav.terrain.heightfield import Terrain
 from tnav.terrain.site import build_truth, degrade
 
+# Of the code that makes a descent what it is: raised by whoever changes the filter's workings.
+_REVISION = 1
 _BATCH = 500  # descents that are flown at once: more cost memory and no less time each
 
 
@@ -77,13 +79,12 @@ def fly_model(
     """
     scenario = site.scenario.with_seed(seed)
     sun = sun_at(scenario.site.frame, scenario.epoch_utc)
-    half_rad = scenario.camera.camera().fov_rad / 2
     ground = ModelGround(
         scenario,
         site.terrain_map,
         model or load_fix_model(),
         batch,
-        2 * math.tan(half_rad),
+        footprint_per_m(scenario),
         filter_config(descent, scenario).relief_sigma_m,
         sun.elevation_deg,
         step,
@@ -127,6 +128,8 @@ def identity_of(descent: Descent, seed: int) -> str:
     scenario, model = scenario_of(descent), default_model(torch.device("cpu"))
     return content_hash(
         {
+            "revision": _REVISION,
+            "filter": asdict(filter_config(descent, scenario)),
             "descent": descent.model_dump(mode="json"),
             "scenario": scenario.model_dump(mode="json"),
             "model": model.contract.sha256 if model else None,

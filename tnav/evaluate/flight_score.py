@@ -151,7 +151,7 @@ def overall_rows(flown: Arrays, title: str, device: str) -> list[Row]:
             continue
         value = float(flown[f"sum_{sensor.value}"].sum()) / count / degrees
         refused = float(flown[f"rejected_{sensor.value}"].sum())
-        name = f"{title}: NIS {sensor.value}, all of it"
+        name = f"{title}: NIS {sensor.value}, all under {EDGES_M[0]:.0f} m"
         rows.append(Row(name, round(value, 4), "", None, None, int(count), device))
         name = f"{title}: {sensor.value} refused"
         rows.append(Row(name, int(refused), "", None, None, int(count), device))
@@ -177,12 +177,14 @@ def touchdown_rows(
     down, across = flown["contact_down_m_s"], flown["contact_horizontal_m_s"]
     n = down.size
     landed, judged = int(np.isfinite(down).sum()), not blind
+    whole = int(np.isfinite(flown["error"]).all(axis=(1, 2)).sum())
     return [
+        Row(f"{title}: errors known in every band", whole, "", f"= {n}", whole == n, n, device),
         Row(f"{title}: touched down", landed, "", f"= {n}", landed == n, n, device),
         _under(f"{title}: vertical speed at contact", down, down_max_m_s, "m/s", device),
         _under(f"{title}: horizontal speed at contact", across, ACROSS_MAX_M_S, "m/s", device),
         Row(f"{title}: miss, median", _median(flown["contact_miss_m"]), "m", None, None, n, device),
-        _under(f"{title}: altitude error at contact", agl, 1.0, "m", device, judged=judged),
+        _under(f"{title}: AGL error at contact", agl, 1.0, "m", device, judged=judged),
         _under(f"{title}: horizontal error at contact", level, 5.0, "m", device, judged=judged),
         _under(f"{title}: velocity error at contact", velocity, 0.1, "m/s", device, judged=judged),
         Row(

@@ -118,7 +118,7 @@ def _slewing(
     variance_B = _SLEW_RAD * (
         config.gyro_scale_sigma**2 * own + config.gyro_misalignment_rad**2 * across
     )
-    added = torch.zeros(len(angle), INERTIAL, INERTIAL, dtype=angle.dtype).to(angle.device)
+    added = angle.new_zeros(len(angle), INERTIAL, INERTIAL)
     added[:, ATTITUDE, ATTITUDE] = (R_L_B * variance_B[:, None, :]) @ R_L_B.mT
     return added
 

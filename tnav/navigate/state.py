@@ -37,7 +37,7 @@ class GatePolicy(StrEnum):
     NONE = "none"  # there is no gate
     HARD = "hard"  # discarded, however often: Hakuto-R M1
     TIMEOUT = "timeout"  # after some in a row the next is taken as if it had passed
-    RESET = "reset"  # after some in a row altitude is reset to what the altimeter says
+    RESET = "reset"  # after some in a row the height over ground is reset to what it says
     TERRAIN_AWARE = "terrain_aware"  # the gate knows the relief around, and vision is heard first
 
 
@@ -53,7 +53,7 @@ class FilterConfig:
     # Ten descents long: a turn-on bias that hardly moves, yet stays observable.
     accelerometer_bias_time_s: float = 1000.0
     gyro_bias_time_s: float = 1000.0
-    # Scale along the thrust, misalignment across it.
+    # Scale along the thrust and misalignment across it: one sigma, the larger of both.
     thrust_scale_sigma: float = 1e-9
     # Of the gyros: no states, but noise that is as large over a slew.
     gyro_scale_sigma: float = 1e-9
