@@ -3,10 +3,10 @@
 **Alone, a sensor is never locked out for ever**, unless that is what is being compared. A
 measurement is rejected when its normalised innovation squared is less likely than
 ``1 - gate_probability``. This blames the sensor; a run of them says as loudly that the *state* is
-wrong (Hakuto-R M1 discarded a healthy altimeter until it fell from 5 km). So after a sensor's patience the next one is taken: the
-covariance is first widened along the observed discrepancy r by ``r r^T``, the least rank-one
-widening under which it is plausible (its NIS falls to nis / (1 + nis) < 1), and then the update is
-the ordinary one. An altimeter that contradicts vision is not alone against the state: while fixes
+wrong (Hakuto-R M1 discarded a healthy altimeter until it fell from 5 km). So after a sensor's
+patience the next one is taken: the covariance is first widened along the observed discrepancy r by
+``r r^T``, the least rank-one widening under which it is plausible (its NIS falls to nis / (1 + nis)
+< 1), and then the update is the ordinary one. An altimeter that contradicts vision is not alone against the state: while fixes
 pass their own gate it stays out, two sources against one, and is the monitor's to name. The
 innovation that is reported stays the one before widening, so that a monitor
 sees what happened.
