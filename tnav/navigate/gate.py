@@ -6,9 +6,9 @@ measurement is rejected when its normalised innovation squared is less likely th
 wrong (Hakuto-R M1 discarded a healthy altimeter until it fell from 5 km). So after a sensor's
 patience the next one is taken: the covariance is first widened along the observed discrepancy r by
 ``r r^T``, the least rank-one widening under which it is plausible (its NIS falls to nis / (1 + nis)
-< 1), and then the update is the ordinary one. An altimeter that contradicts vision is not alone against the state: while fixes
-pass their own gate it stays out, two sources against one, and is the monitor's to name. The
-innovation that is reported stays the one before widening, so that a monitor
+< 1), and then the update is the ordinary one. An altimeter that contradicts vision is not alone
+against the state: while fixes pass their own gate it stays out, two sources against one, and is the
+monitor's to name. The innovation that is reported stays the one before widening, so that a monitor
 sees what happened.
 """
 
