@@ -190,6 +190,19 @@ def test_a_rim_that_the_map_lacks_lowers_the_ground_for_good() -> None:
     assert found == pytest.approx([local_m, 500 + local_m, 500 + local_m], abs=0.1)
 
 
+def test_an_exposure_at_contact_leaves_the_ground_where_it_is() -> None:
+    """Who touches the ground, or is beside the map, while others expose must still touch it."""
+    ground = ModelGround(scenario_of(DESCENT), plain(), load_fix_model(), 4, 0.83, 0.0, 11.9)
+    heights = torch.tensor([3000.0, 0.0, -0.2, 100.0], dtype=torch.float64) - ground.local_m
+    place = torch.stack([0 * heights, 0 * heights, heights], -1)
+    place[3, 0] = 9e5
+    eye = torch.eye(3, dtype=torch.float64).expand(4, 3, 3)
+    seen = ground.expose(0.0, place, eye, eye, place, eye)
+    assert bool(ground.local_m.isfinite().all())
+    assert bool(seen.fix.covariance.isfinite().all())
+    assert bool(ground.agl_m(place)[:3].isfinite().all())
+
+
 def test_map_states_have_their_place() -> None:
     one = flight(batch=2, keep=None)
     P = one.state.covariance

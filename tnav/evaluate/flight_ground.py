@@ -28,6 +28,7 @@ from tnav.terrain.heightfield import Terrain
 from tnav.terrain.raycast import cast
 
 _LIFT_M = 1000.0
+_LEAST_M = 1.0
 _REACH_M = 100e3  # beside the map, a vertical enters it from the side, far below its ground
 
 
@@ -177,7 +178,8 @@ class ModelGround:
     ) -> Exposure:
         """A fix drawn about the true pose; the map's error is this descent's own."""
         self._travel(position_L)
-        agl_m = self.agl_m(position_L)
+        # All are drawn for, also who is on the ground or beside the map: nobody takes those fixes.
+        agl_m = self.agl_m(position_L).nan_to_num(nan=_LEAST_M).clamp_min(_LEAST_M)
         ratio = gsd_ratio_of(agl_m, self._focal_px, self._coarser, self._post_m)
         draw = draw_fixes(self._model, agl_m, self._sun_deg, ratio, self._fixes)
         share_m2 = mean_share(draw.map_position_covariance[:, 2, 2], self._sigma_m)
