@@ -117,6 +117,10 @@ def evaluate(
     Exit status 1 where a limit is missed.
     """
     kind = _kind(folder)
+    if kind != "model" and (quick or any(o is not None for o in (pairs, other_pairs, scores))):
+        raise ConfigError(
+            f"{folder}: --quick, --pairs, --other-pairs and --scores go with a model's folder"
+        )
     if kind is None:
         raise RunFileError(
             f"{folder / 'run.npz'}: missing, and no NAME-SEED.npz of a descent there; expected a "
@@ -126,10 +130,6 @@ def evaluate(
         raise ConfigError(f"{folder}: --page goes with a folder of descents")
     if kind == "model":
         rows = _measured(folder, device, quick, pairs, other_pairs, scores)
-    elif quick or any(option is not None for option in (pairs, other_pairs, scores)):
-        raise ConfigError(
-            f"{folder}: --quick, --pairs, --other-pairs and --scores go with a model's folder"
-        )
     elif kind == "descents":
         rows = _scored_descents(folder, page, as_json)
     else:
