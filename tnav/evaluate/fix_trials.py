@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tnav.config import Recipe
 from tnav.errors import RunFileError
-from tnav.files import written_aside
+from tnav.files import whole_lines
 from tnav.records import FixStatus, MapErrorModel
 
 FILE = "trials.jsonl"
@@ -59,14 +59,7 @@ def read_trials(path: Path) -> list[FixTrial]:
     Raises:
         RunFileError: a line that is no trial.
     """
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        with written_aside(path) as aside:
-            aside.write_text(whole, encoding="utf-8")
-    return [_parsed(path, k, line) for k, line in enumerate(whole.splitlines(), start=1)]
+    return [_parsed(path, k, line) for k, line in enumerate(whole_lines(path), start=1)]
 
 
 def append_trial(path: Path, trial: FixTrial) -> None:

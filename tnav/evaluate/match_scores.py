@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from tnav.errors import RunFileError
-from tnav.files import written_aside
+from tnav.files import whole_lines
 from tnav.geometry.camera import Camera
 from tnav.geometry.pose import Pose
 from tnav.records import FixStatus
@@ -128,14 +128,7 @@ def read_scores(path: Path) -> list[PairScore]:
     Raises:
         RunFileError: a line that is no score.
     """
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        with written_aside(path) as aside:
-            aside.write_text(whole, encoding="utf-8")
-    return [_parsed(path, k, line) for k, line in enumerate(whole.splitlines(), start=1)]
+    return [_parsed(path, k, line) for k, line in enumerate(whole_lines(path), start=1)]
 
 
 def append_score(path: Path, score: PairScore) -> None:
