@@ -352,3 +352,12 @@ def test_extremes_end_without_nan(
         if position_sigma_m == 1e5 and fault.vision_sees(0.0):
             assert error[:, :3].abs().max() < 50
     assert len(flight.checks) == 2
+
+
+@pytest.mark.parametrize(
+    ("fix_interval_s", "rate_hz", "patience"),
+    [(3.33, 10.0, 50), (3.34, 10.0, 51), (5.0, 10.0, 75), (8.0, 10.0, 120), (0.1, 1.0, 50)],
+)
+def test_vision_has_the_first_word(fix_interval_s: float, rate_hz: float, patience: int) -> None:
+    """One and a half intervals of fixes, and never under 50 readings."""
+    assert FilterConfig.heard_first(fix_interval_s, rate_hz) == patience
