@@ -49,6 +49,18 @@ class Matches:
     valid: Bool[Tensor, "b n"]
     learned: Bool[Tensor, "b"]  # the frame's matches are those of a network's features
 
+    def to(self, device: torch.device | str) -> "Matches":
+        """The same matches on another device."""
+        return Matches(
+            self.uv_map_px.to(device),
+            self.uv_px.to(device),
+            self.covariance_px2.to(device),
+            self.score.to(device),
+            self.point_L.to(device),
+            self.valid.to(device),
+            self.learned.to(device),
+        )
+
 
 class FixStatus(StrEnum):
     """Why there is, or is not, a pose."""

@@ -45,6 +45,8 @@ def knot(agl_m, **changes):
         "map_attitude_correlation": eye(3),
         "position_scale": scale(1.0),
         "attitude_scale": scale(1.0),
+        "agl_sigma_m": round(2e-3 * agl_m**0.75, 3),
+        "agl_scale": scale(1.0),
         **changes,
     }
 
@@ -57,6 +59,7 @@ def factor(at, **changes):
         "position_scale": [ONE for _ in at],
         "attitude_scale": [ONE for _ in at],
         "availability": [ONE for _ in at],
+        "agl_sigma": [ONE for _ in at],
     }
     return {**plain, **changes}
 
@@ -109,6 +112,9 @@ def _drawn(number, k, here, sun_deg, times, generator, inflate, half):
     error = here.bias[0] + inflate * here.scale[0] * (torch.linalg.cholesky(C) @ z)
     error[:2] += torch.tensor(shift, dtype=F64)
     solved = u < float(here.availability[0])
+    sigma_m = float(here.agl_sigma_m[0])
+    of_ground = torch.randn((), generator=torch.Generator().manual_seed(number), dtype=F64)
+    agl_error_m = inflate * float(here.agl_scale[0].sqrt() * of_ground) * sigma_m
 
     def rows(matrix):
         return [row.tolist() for row in matrix] if solved else None
@@ -133,6 +139,9 @@ def _drawn(number, k, here, sun_deg, times, generator, inflate, half):
             "error": error.tolist() if solved else None,
             "covariance": rows(C),
             "map_covariance": rows(M),
+            "agl_error_m": agl_error_m if solved else None,
+            "agl_sigma_m": sigma_m if solved else None,
+            "map_news_m": agl_error_m if solved else None,
         }
     )
 
@@ -141,6 +150,7 @@ KNOWN_GSD = factor(
     [1.0, 2.0, 4.0],
     sigma=[[ONE] * 4, [scale(v) for v in (2.0, 3.0, 2.0, 3.5)], [scale(3.0)] * 4],
     availability=[ONE, ONE, scale(0.4)],
+    agl_sigma=[ONE, scale(2.0), scale(4.0)],
 )
 
 

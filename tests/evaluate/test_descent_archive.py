@@ -140,11 +140,11 @@ def test_a_record_that_ends_in_flight_and_without_innovations(record, tmp_path):
 def test_numbers_keep_every_bit(tmp_path_factory, number):
     folder = tmp_path_factory.getbasetemp() / "bits"
     record = made()
-    end = replace(record.touchdown, altitude_error_m=number)
+    end = replace(record.touchdown, agl_error_m=number)
     velocity_L = torch.full_like(record.series.velocity_L, number)
     series = replace(record.series, velocity_L=velocity_L)
     there = read_descent(write_descent(replace(record, touchdown=end, series=series), folder))
-    assert there.touchdown.altitude_error_m == number
+    assert there.touchdown.agl_error_m == number
     assert torch.equal(there.series.velocity_L, velocity_L)
 
 
@@ -231,7 +231,7 @@ def _edit(path, key, value):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("schema_name", "tnav-descent/2", r"schema_name: found 'tnav-descent/2', expected 'tnav-d"),
+        ("schema_name", "tnav-descent/1", r"schema_name: found 'tnav-descent/1', expected 'tnav-d"),
         ("schema_name", ..., r"schema_name: found None"),
         ("seed", "3", r"seed: .*valid integer"),
         ("seed", True, r"seed: .*valid integer"),

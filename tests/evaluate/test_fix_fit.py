@@ -46,6 +46,10 @@ def test_the_fit_recovers_what_trials_state(fitted):
         assert torch.allclose(unit, torch.tensor(put.correlation, dtype=F64), atol=1e-5)
     for row, want in zip(fitted.gsd.sigma, known().gsd.sigma, strict=True):
         assert [s.value for s in row] == pytest.approx([s.value for s in want])
+    for found, put in zip(fitted.knots, known().knots, strict=True):
+        assert found.agl_sigma_m == pytest.approx(put.agl_sigma_m)
+        assert found.agl_scale.low < 1.0 < found.agl_scale.high
+    assert [s.value for s in fitted.gsd.agl_sigma] == pytest.approx([1.0, 2.0, 4.0])
     assert [s.value for row in fitted.sun.sigma for s in row] == pytest.approx([1.0] * 12)
 
 
@@ -75,7 +79,11 @@ def test_the_fit_recovers_shares_scales_and_bias_within_their_statistics(fitted)
 
 @pytest.mark.parametrize("times", [0.5, 3.0])
 def test_a_wrong_covariance_shows_in_the_scale(times):
-    model = fit(trials_of(known(position_scale=scale(times)), 40, 1))
+    model = fit(trials_of(known(position_scale=scale(times), agl_scale=scale(times)), 40, 1))
+    for found in model.knots:
+        n = found.agl_scale.n
+        assert chi2.ppf(1e-6, n) / n < found.agl_scale.value / times < chi2.ppf(1 - 1e-6, n) / n
+        assert not found.agl_scale.low < 1.0 < found.agl_scale.high
     for found in model.knots:
         n = found.position_scale.n
         low, high = chi2.ppf([1e-6, 1 - 1e-6], n) / n
@@ -154,6 +162,7 @@ def test_held_out_fixes_that_err_otherwise_do_not(fitted, inflate, spread):
     failed = [row.name for row in rows if row.passed is False]
     assert any("position" in name for name in failed), spread
     assert any("attitude" in name for name in failed), spread
+    assert any("height over ground" in name for name in failed), spread
 
 
 def test_availability_of_held_out_images_is_judged(fitted):

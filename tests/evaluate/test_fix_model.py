@@ -39,6 +39,8 @@ def test_knots_are_met_and_between_them_sigma_is_a_power_law():
     assert torch.allclose(found.bias[:, 0], torch.tensor([0.0, 1.5, 3.0], dtype=F64))
     coupling = found.covariance[:, 0, 4] / (sigma[:, 0] * sigma[:, 4])
     assert torch.allclose(coupling, torch.tensor([0.0, -0.45, -0.9], dtype=F64))
+    agl_sigma_m = [k["agl_sigma_m"] for k in (high, low)]
+    assert float(found.agl_sigma_m[1]) == pytest.approx(math.sqrt(math.prod(agl_sigma_m)))
     place = torch.diag(torch.tensor([0.2, 0.2, 1.5], dtype=F64).square())
     assert torch.allclose(found.map_position_covariance, place.expand(3, 3, 3))
 
@@ -63,6 +65,7 @@ def test_factors_apply_to_their_components_relative_to_the_usual_posting():
         map_sigma=of_map,
         position_scale=[ONE, scale(4.0)],
         availability=[ONE, scale(0.6)],
+        agl_sigma=[ONE, scale(3.0)],
     )
     model = model_of(gsd=gsd)
     usual, coarse, middle = (at(model, 1000.0, ratio=3.0 * 2**k) for k in (0.0, 1.0, 0.5))
@@ -76,6 +79,7 @@ def test_factors_apply_to_their_components_relative_to_the_usual_posting():
     assert torch.allclose(place, torch.tensor([0.1, 0.1, 2.25], dtype=F64))
     assert torch.allclose(coarse.scale[0], torch.tensor([2.0] * 3 + [1.0] * 3, dtype=F64))
     assert float(coarse.availability[0]) == pytest.approx(0.6)
+    assert float(coarse.agl_sigma_m[0] / usual.agl_sigma_m[0]) == pytest.approx(3.0)
     root = middle.covariance[0, 0, 0] / usual.covariance[0, 0, 0]
     assert float(root) == pytest.approx(2.0)  # sigma by sqrt 2: log-linear
     finer = at(model, 1000.0, ratio=1.0)
@@ -118,7 +122,13 @@ def test_draws_have_the_moments_of_the_model():
     b = 40_000
     bias = [0.3, 0.0, -0.2, 0.0, 1e-4, 0.0]
     ends = [
-        knot(h, bias=bias, position_scale=scale(2.25), attitude_scale=scale(0.64))
+        knot(
+            h,
+            bias=bias,
+            position_scale=scale(2.25),
+            attitude_scale=scale(0.64),
+            agl_scale=scale(1.44),
+        )
         for h in (9000.0, 100.0)
     ]
     model = model_of([dict(k, availability=share(0.3)) for k in ends])
@@ -141,6 +151,9 @@ def test_draws_have_the_moments_of_the_model():
     assert torch.equal(drawn.covariance[0], here.covariance[0])
     assert torch.equal(drawn.map_position_covariance[0], here.map_position_covariance[0])
     assert not bool(drawn.outlier.any())
+    low, high = chi2.ppf([1e-6, 1 - 1e-6], b)
+    assert low < float((drawn.agl_error / 1.2).square().sum()) < high
+    assert torch.equal(drawn.agl_sigma_m[:1], here.agl_sigma_m)
 
 
 def test_outliers_come_at_their_rate_and_lie_beyond_the_gate():

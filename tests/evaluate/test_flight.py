@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import simulated_device
 import torch
+from fix_models import knot, model_of
 
 from tnav.errors import ConfigError, RunFileError
 from tnav.evaluate.descent_archive import read_descent, write_descent
@@ -16,11 +17,13 @@ from tnav.evaluate.fix_model import load_fix_model
 from tnav.evaluate.flight import Flight
 from tnav.evaluate.flight_ground import ModelGround, Step, map_agl_m
 from tnav.evaluate.flight_log import EDGES_M
-from tnav.evaluate.flight_runs import keep_arrays, kept_arrays, record_of
+from tnav.evaluate.flight_runs import Site, fly_model, keep_arrays, kept_arrays, record_of
 from tnav.evaluate.flight_score import arrays_of, means_of
-from tnav.navigate.mechanisation import MAP_LOCAL, MAP_MEAN
+from tnav.navigate.mechanisation import ACCELEROMETER_BIAS, GYRO_BIAS, MAP_LOCAL, MAP_MEAN
 from tnav.navigate.state import GatePolicy
 from tnav.simulate.guidance import Phase
+from tnav.simulate.inertial import InertialUnit
+from tnav.simulate.instruments import TouchdownSwitch
 from tnav.terrain.heightfield import Level, Terrain
 
 LANES = 12
@@ -149,6 +152,85 @@ def test_truth_of_the_map_is_the_process_that_is_stated() -> None:
         joint = float((ground.local_m * ground.mean_m).mean())
         assert joint == pytest.approx(share_m2, abs=6 * 3 * math.sqrt(share_m2 * 2 / batch))
     assert share_m2 > 1.0  # near the ground the mean is most of the error
+
+
+def test_what_an_image_says_of_the_ground_is_a_posterior() -> None:
+    """The error that it leaves has the stated variance and is independent of what it says."""
+    batch = 8000
+    ground = ModelGround(scenario_of(DESCENT), plain(), model_of(), batch, 0.83, 0.0, 11.9)
+    place = torch.tensor([[0.0, 0.0, 1500.0]], dtype=torch.float64).repeat(batch, 1)
+    eye = torch.eye(3, dtype=torch.float64).expand(batch, 3, 3)
+    seen = ground.expose(0.0, place, eye, eye, place, eye)
+    beside_m = ground.local_m - ground.mean_m
+    prior_m2, left_m2 = float(beside_m.var()), float(seen.ground_variance_m2.mean())
+    assert 0.02 * prior_m2 < left_m2 < 0.5 * prior_m2
+    left_m = beside_m - seen.ground_error_m
+    spread = 6 * math.sqrt(2 / batch)  # six sigma of a variance
+    assert float(left_m.var()) == pytest.approx(left_m2, rel=1.5 * spread)
+    product = float((left_m * seen.ground_error_m).mean())
+    assert product == pytest.approx(0.0, abs=6 * math.sqrt(left_m2 * prior_m2 / batch))
+
+
+def test_an_image_from_high_up_says_nothing_of_the_ground_under_the_lander() -> None:
+    model = model_of([knot(9000.0, agl_sigma_m=5.0), knot(100.0, agl_sigma_m=5.0)])
+    ground = ModelGround(scenario_of(DESCENT), plain(), model, 3, 0.83, 0.0, 11.9)
+    place = torch.tensor([[0.0, 0.0, 1500.0]], dtype=torch.float64).repeat(3, 1)
+    eye = torch.eye(3, dtype=torch.float64).expand(3, 3, 3)
+    seen = ground.expose(0.0, place, eye, eye, place, eye)
+    assert seen.ground_error_m.tolist() == [0.0] * 3  # a sigma over the map's own
+
+
+def test_engines_stay_off_after_a_spurious_touchdown_that_counts() -> None:
+    """Mars Polar Lander: one false contact, armed at 40 m, and the rest is a fall."""
+    switch = TouchdownSwitch(probe_m=0.0, delay_s=0.0, spurious_probability=1.0)
+    fallen = flight(batch=2, keep=None, with_vision=False, with_altimeter=False, touchdown=switch)
+    low = torch.tensor([[0.0, 0.0, 30.0], [0.0, 0.0, 30.0]], dtype=torch.float64)
+    believed = low + torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 300.0]], dtype=torch.float64)
+    upright = torch.eye(3, dtype=torch.float64).expand(2, 3, 3)
+    down = torch.tensor([[0.0, 0.0, -1.0]], dtype=torch.float64).repeat(2, 1)
+    fallen.lander = replace(fallen.lander, position_L=low, velocity_L=down, R_L_B=upright)
+    fallen.state = replace(fallen.state, position_L=believed, velocity_L=down, R_L_B=upright)
+    for k in range(1, 200):
+        if k % 10 == 1:
+            fallen._look_ahead()
+        fallen._step(k)
+    off_m = fallen.cut_off_agl_m
+    assert float(off_m[0]) == pytest.approx(30.0, abs=1.0)
+    assert math.isnan(float(off_m[1]))  # navigation has it 300 m up, where contacts do not count
+    free_fall = math.sqrt(1.0 + 2 * 1.62 * 30.0)
+    assert float(fallen.log.contact.down_m_s[0]) == pytest.approx(free_fall, rel=0.05)
+
+
+def test_a_switch_that_tells_the_truth_cuts_nothing_in_the_air(flown: Flight) -> None:
+    assert not bool(flown.cut_off_agl_m.isfinite().any())
+
+
+def test_biases_walk_where_the_recipe_says_so_and_the_filter_is_told() -> None:
+    walking = InertialUnit(
+        accelerometer_bias_walk_m_s2_sqrt_s=1e-5, gyro_bias_walk_rad_s_sqrt_s=1e-8
+    )
+    spreads = []
+    for unit in (InertialUnit(), walking):
+        one = flight(batch=2, keep=None, inertial=unit)
+        before, began = one.inertial_errors.accelerometer_bias_B, one.state.covariance
+        for k in range(1, 41):
+            one._step(k)
+        moved = one.inertial_errors.accelerometer_bias_B - before
+        assert bool((moved != 0).all()) is (unit is walking)
+        grown = (one.state.covariance - began).diagonal(dim1=1, dim2=2)
+        spreads.append((grown[0, GYRO_BIAS.start], grown[0, ACCELEROMETER_BIAS.start]))
+    four_s = 4.0
+    walked = [float(w - c) for w, c in zip(spreads[1], spreads[0], strict=True)]
+    # Nothing is measured of them in free fall but by star trackers, which are coarse.
+    assert walked[0] == pytest.approx(1e-16 * four_s, rel=0.1)
+    assert walked[1] == pytest.approx(1e-10 * four_s, rel=0.1)
+
+
+def test_tight_vision_needs_rendered_images() -> None:
+    descent = DESCENT.model_copy(update={"tight_vision": True})
+    site = Site(scenario_of(descent), plain())
+    with pytest.raises(ConfigError, match=r"tight_vision: true.*expected false in model fidelity"):
+        fly_model(descent, site, 1, 0, lambda text, share: None)
 
 
 def test_height_is_negative_under_the_ground() -> None:

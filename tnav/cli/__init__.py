@@ -217,7 +217,7 @@ def bench(
     elif name == "fix-model":
         from tnav.evaluate.fix_check import measure_fix_model
 
-        rows = measure_fix_model(resolve_device(device), say, quick)
+        rows = measure_fix_model(resolve_device(device), say, quick, out)
     elif quick:
         raise ConfigError(f"bench {name}: --quick goes with 'match', 'filter' and 'fix-model'")
     elif out is None:
@@ -229,7 +229,7 @@ def bench(
         say(f"page: {write_relief_page(out, rows, charts)}")
     else:
         raise ConfigError(
-            f"bench {name}: --out goes with 'match', 'filter' and 'relief'; leave it out"
+            f"bench {name}: --out goes with 'match', 'filter', 'fix-model' and 'relief'"
         )
     _print_rows(f"bench {name}", rows, as_json)
 

@@ -63,6 +63,6 @@ def _summary(record: "DescentRecord") -> list[str]:
         f"{end.outcome} at {end.t_s:.1f} s: {end.speed_down_m_s:.2f} m/s down, "
         f"{end.speed_horizontal_m_s:.2f} m/s across, {end.miss_m:.1f} m from the target, "
         f"{end.propellant_kg:.1f} kg left",
-        f"navigation at contact: altitude {end.altitude_error_m:+.2f} m, horizontal "
+        f"navigation at contact: height over ground {end.agl_error_m:+.2f} m, horizontal "
         f"{end.horizontal_error_m:.2f} m, velocity {end.velocity_error_m_s:.3f} m/s",
     ]

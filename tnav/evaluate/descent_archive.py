@@ -34,7 +34,7 @@ from tnav.evaluate.descent_record import (
 from tnav.files import written_aside
 from tnav.records import Sensor
 
-SCHEMA: Literal["tnav-descent/1"] = "tnav-descent/1"
+SCHEMA: Literal["tnav-descent/2"] = "tnav-descent/2"
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -82,7 +82,7 @@ class TouchdownDocument(_Record):
     miss_m: float
     propellant_kg: float
     outcome: Outcome
-    altitude_error_m: float
+    agl_error_m: float
     horizontal_error_m: float
     velocity_error_m_s: float
 
@@ -98,7 +98,7 @@ class InnovationDocument(_Record):
 class DescentDocument(_Record):
     """The whole of ``NAME-SEED.json``: a `DescentRecord` without its arrays."""
 
-    schema_name: Literal["tnav-descent/1"] = SCHEMA
+    schema_name: Literal["tnav-descent/2"] = SCHEMA
     version: str  # of the tnav that wrote it
     # a file's name begins with it; no "-" at its end, lest it be taken for the seed's sign
     name: str = Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9._])?$")

@@ -110,7 +110,7 @@ class Ending:
     down_m_s: float | None
     across_m_s: float | None
     miss_m: float | None
-    altitude_error_m: float | None
+    agl_error_m: float | None
     horizontal_error_m: float | None
     velocity_error_m_s: float | None
     propellant_kg: float
@@ -277,7 +277,7 @@ def _ending(flown: Arrays, k: int, seed: int, told: Outcome | None) -> Ending:
         down_m_s=one("contact_down_m_s"),
         across_m_s=one("contact_horizontal_m_s"),
         miss_m=one("contact_miss_m"),
-        altitude_error_m=one("contact_agl_error_m"),
+        agl_error_m=one("contact_agl_error_m"),
         horizontal_error_m=None if contact is None else float(level),
         velocity_error_m_s=None if contact is None else float(velocity),
         propellant_kg=float(flown["propellant_kg"][k]),
@@ -306,7 +306,7 @@ def _ending_of_record(record: DescentRecord) -> Ending:
         down_m_s=None if end is None else end.speed_down_m_s,
         across_m_s=None if end is None else end.speed_horizontal_m_s,
         miss_m=None if end is None else end.miss_m,
-        altitude_error_m=None if end is None else end.altitude_error_m,
+        agl_error_m=None if end is None else end.agl_error_m,
         horizontal_error_m=None if end is None else end.horizontal_error_m,
         velocity_error_m_s=None if end is None else end.velocity_error_m_s,
         propellant_kg=float(record.series.propellant_kg[-1]),

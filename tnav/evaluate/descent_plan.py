@@ -1,22 +1,16 @@
 """A closed-loop descent in one recipe: lander, guidance, instruments, what navigation is told."""
 
-import math
-
 from pydantic import Field, model_validator
 
 from tnav.config import Recipe, find_recipe, load_recipe
+from tnav.evaluate.filter_setup import filter_config
 from tnav.evaluate.scenario import Scenario, load_scenario
 from tnav.navigate.state import FilterConfig, GatePolicy
 from tnav.simulate.altimeter import Altimeter
 from tnav.simulate.guidance import Guidance
 from tnav.simulate.inertial import InertialUnit
-from tnav.simulate.instruments import CameraTiming, StarTracker
+from tnav.simulate.instruments import CameraTiming, StarTracker, TouchdownSwitch
 from tnav.simulate.lander import Lander
-
-_LEAST_SIGMA = 1e-12  # a recipe may call an instrument perfect; a covariance may not
-_LEAST_MAP_SIGMA_M = 0.1  # no map is exact
-_CONSTANT_S = 1e7  # biases that do not walk
-_RELIEF_UNDER_POSTS = 0.2  # rms relief between posts of a map, over their distance
 
 
 class Dispersion(Recipe):
@@ -59,11 +53,15 @@ class Descent(Recipe):
     )
     star_tracker: StarTracker = StarTracker()
     altimeter: Altimeter = Altimeter(bias_sigma_m=0.1)
+    # In the foot pads: closed by the ground itself, so that nobody falls from the probe's length.
+    touchdown: TouchdownSwitch = TouchdownSwitch(probe_m=0.0, delay_s=0.0)
     timing: CameraTiming = CameraTiming()
     seeing: Seeing = Seeing()
     gate: GatePolicy = GatePolicy.TERRAIN_AWARE
     with_altimeter: bool = True
     with_vision: bool = True
+    # Matches into the filter, without a pose fix between: of rendered images only.
+    tight_vision: bool = False
     step_s: float = Field(default=0.1, gt=0, le=0.5)
     duration_max_s: float = Field(default=900.0, ge=1)
 
@@ -94,16 +92,6 @@ class Descent(Recipe):
         for name, value, expected in (
             ("altimeter.scale_sigma", self.altimeter.scale_sigma, 0.0),
             ("star_tracker.boresight_factor", self.star_tracker.boresight_factor, 1.0),
-            (
-                "inertial.accelerometer_bias_walk_m_s2_sqrt_s",
-                self.inertial.accelerometer_bias_walk_m_s2_sqrt_s,
-                0.0,
-            ),
-            (
-                "inertial.gyro_bias_walk_rad_s_sqrt_s",
-                self.inertial.gyro_bias_walk_rad_s_sqrt_s,
-                0.0,
-            ),
         ):
             if value != expected:
                 raise ValueError(
@@ -130,30 +118,8 @@ def scenario_of(descent: Descent) -> Scenario:
     return load_scenario(descent.scenario)
 
 
-def filter_config(descent: Descent, scenario: Scenario) -> FilterConfig:
-    """What the filter is told of its sensors: their data sheets, and the map's."""
-    unit, error = descent.inertial, scenario.map.error_model()
-    return FilterConfig(
-        accelerometer_random_walk_m_s_sqrts=max(unit.velocity_random_walk_m_s_sqrt_s, _LEAST_SIGMA),
-        accelerometer_bias_sigma_m_s2=max(unit.accelerometer_bias_m_s2, _LEAST_SIGMA),
-        gyro_random_walk_rad_sqrts=max(unit.angle_random_walk_rad_sqrt_s, _LEAST_SIGMA),
-        gyro_bias_sigma_rad_s=max(unit.gyro_bias_rad_s, _LEAST_SIGMA),
-        accelerometer_bias_time_s=_CONSTANT_S,
-        gyro_bias_time_s=_CONSTANT_S,
-        thrust_scale_sigma=max(
-            unit.accelerometer_scale,
-            math.radians(unit.accelerometer_misalignment_deg),
-            _LEAST_SIGMA,
-        ),
-        gyro_scale_sigma=max(unit.gyro_scale, _LEAST_SIGMA),
-        gyro_misalignment_rad=max(math.radians(unit.gyro_misalignment_deg), _LEAST_SIGMA),
-        map_sigma_m=max(error.sigma_m, _LEAST_MAP_SIGMA_M),
-        map_correlation_m=error.correlation_m,
-        map_shift_sigma_m=max(error.horizontal_sigma_m, _LEAST_SIGMA),
-        range_bias_sigma_m=max(descent.altimeter.bias_sigma_m, 1e-3),
-        relief_sigma_m=_RELIEF_UNDER_POSTS * 2 * scenario.site.finest_post_m,
-        altimeter_gate=descent.gate,
-        altimeter_gate_patience=FilterConfig.heard_first(
-            descent.timing.interval_s, descent.altimeter.rate_hz
-        ),
+def told_of(descent: Descent, scenario: Scenario) -> FilterConfig:
+    """What the filter of a descent is told of its sensors and its map."""
+    return filter_config(
+        descent.inertial, descent.altimeter, scenario, descent.timing.interval_s, descent.gate
     )

@@ -72,7 +72,7 @@ class Touchdown:
     miss_m: float  # horizontal distance from the target
     propellant_kg: float  # left
     outcome: Outcome
-    altitude_error_m: float  # of navigation, along the local vertical
+    agl_error_m: float  # of navigation, along the local vertical
     horizontal_error_m: float  # of navigation, a length
     velocity_error_m_s: float  # of navigation, a length
 

@@ -76,7 +76,7 @@ def record_rows(record: DescentRecord, blind: bool) -> list[Row]:
             ("vertical speed at contact", end.speed_down_m_s, "m/s", down_max),
             ("horizontal speed at contact", end.speed_horizontal_m_s, "m/s", ACROSS_MAX_M_S),
             ("miss", end.miss_m, "m", None),
-            ("altitude error at contact", abs(end.altitude_error_m), "m", None),
+            ("height over ground, error at contact", abs(end.agl_error_m), "m", None),
             ("horizontal error at contact", end.horizontal_error_m, "m", None),
             ("velocity error at contact", end.velocity_error_m_s, "m/s", None),
             ("propellant left", end.propellant_kg, "kg", None),

@@ -35,7 +35,7 @@ _CHECK_LEVEL = 0.999
 
 
 def measure_fix_model(
-    device: torch.device, say: Callable[[str], None], quick: bool, out: Path = OUT
+    device: torch.device, say: Callable[[str], None], quick: bool, out: Path | None = None
 ) -> list[Row]:
     """Run or resume the trials, fit one half, check it on the other.
 
@@ -43,11 +43,11 @@ def measure_fix_model(
         device: of rendering, matching and solving.
         say: told of progress.
         quick: three heights, once under each Sun and for each half, and no file is written.
-        out: folder of the trials.
+        out: folder of the trials, instead of ``out/fix_runs``.
     """
     world = build_world(load_scenario(SCENARIO), device)
     views = [view for view in plan(1) if view.knot_m in _QUICK_M] if quick else plan()
-    trials = run_trials(world, views, out, say)
+    trials = run_trials(world, views, out or OUT, say)
     model = fit([trial for trial in trials if trial.half == "fit"])
     if not quick:
         write_fix_model(model, datasets_dir() / FILE)
@@ -112,6 +112,7 @@ def _band_rows(name: str, model: FixModel, band: list[FixTrial], device: str) ->
     if good:
         rows.append(_spread_row(f"{name}: position", model, good, POSITION, device))
         rows.append(_spread_row(f"{name}: attitude", model, good, ATTITUDE, device))
+        rows += _agl_rows(f"{name}: height over ground", model, good, device)
     return rows
 
 
@@ -125,6 +126,20 @@ def _spread_row(name: str, model: FixModel, good: list[FixTrial], group: slice, 
     limit = f"in [{low:.2f}, {high:.2f}]"
     passed = bool(low <= value <= high)
     return Row(f"{name}, mean NEES / 3", round(value, 3), "", limit, passed, len(good), device)
+
+
+def _agl_rows(name: str, model: FixModel, good: list[FixTrial], device: str) -> list[Row]:
+    there = [trial for trial in good if trial.agl_error_m is not None]
+    if not there:
+        return []
+    at = _conditions(model, there)
+    error_m = torch.tensor([trial.agl_error_m for trial in there], dtype=torch.float64)
+    value = float((error_m.square() / (at.agl_scale * at.agl_sigma_m.square())).mean())
+    fitted = sum(knot.agl_scale.n for knot in model.knots)
+    low, high = f.ppf([0.5 - _CHECK_LEVEL / 2, 0.5 + _CHECK_LEVEL / 2], len(there), fitted)
+    limit = f"in [{low:.2f}, {high:.2f}]"
+    passed = bool(low <= value <= high)
+    return [Row(f"{name}, mean NEES", round(value, 3), "", limit, passed, len(there), device)]
 
 
 def normalised(model: FixModel, solved: Sequence[FixTrial]) -> Float64[Tensor, "n 2"]:

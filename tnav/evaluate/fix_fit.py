@@ -38,6 +38,7 @@ _FREE_RATIO = 4.2  # of a knot whose images the map's finest posts do not limit
 _LEVEL, _BIAS_LEVEL = 0.99, 0.999  # of intervals
 _UNBOUNDED = 1e6  # a factor that nothing bounds
 _LEAST_SIGMA = (1e-6,) * 3 + (1e-12,) * 3  # m and rad: a map may be called perfect
+_LEAST_AGL_SIGMA_M = 1e-3
 _MIX = 1e-6  # of the unit matrix in a correlation, which makes it positive definite
 
 
@@ -81,6 +82,7 @@ def _knots(groups: list[list[FixTrial]]) -> list[Knot]:
     all_good = [trial for each in good for trial in each]
     all_biases = [bias[0] for bias, each in zip(biases, good, strict=True) for _ in each]
     pooled = [_scale(all_good, part, all_biases) for part in (POSITION, ATTITUDE)]
+    pooled.append(_agl_scale(all_good))
     knots = []
     for k, group in enumerate(groups):
         _, donor = min((abs(other - k), other) for other in usable)
@@ -117,8 +119,28 @@ def _knot(
         "map_attitude_correlation": turn_correlation,
         "position_scale": _or_pooled(_scale(good, POSITION, [bias[0]] * len(good)), pooled[0]),
         "attitude_scale": _or_pooled(_scale(good, ATTITUDE, [bias[0]] * len(good)), pooled[1]),
+        "agl_sigma_m": float(_agl_of(stated)[1].quantile(0.5)),
+        "agl_scale": _or_pooled(_agl_scale(good), pooled[2]),
     }
     return Knot.model_validate(found)
+
+
+def _agl_of(trials: Sequence[FixTrial]) -> Float64[Tensor, "2 n"]:
+    """Error and stated sigma of the height over ground, m; of trials whose map reaches there."""
+    pairs = [(t.agl_error_m, t.agl_sigma_m) for t in trials if t.agl_sigma_m is not None]
+    found = torch.tensor(pairs, dtype=torch.float64).reshape(-1, 2).T
+    return torch.stack([found[0], found[1].clamp_min(_LEAST_AGL_SIGMA_M)])
+
+
+def _agl_scale(good: Sequence[FixTrial]) -> Scale:
+    """Mean square of errors over stated sigma, with its interval, 99 % (chi-square)."""
+    error_m, sigma_m = _agl_of(good)
+    n = len(error_m)
+    if n == 0:
+        return Scale(value=1.0, n=0, low=0.0, high=_UNBOUNDED)
+    total = float((error_m / sigma_m).square().sum())
+    low, high = (total / float(chi2.ppf(0.5 + side * _LEVEL / 2, n)) for side in (1, -1))
+    return Scale(value=total / n, n=n, low=low, high=high)
 
 
 def _or_pooled(own: Scale, pooled: Scale) -> Scale:
@@ -210,6 +232,7 @@ def _factor(
     knots: dict[float, Knot],
 ) -> Factor:
     own, of_map = (x.mean(0).nan_to_num(0.0) for x in _log_excess(solved_of(usual), knots))
+    usual_agl = _log_agl(solved_of(usual), knots).mean().nan_to_num(0.0)
     rate = len(solved_of(usual)) / max(len(usual), 1)
     rows = []
     for band in bands:
@@ -223,6 +246,7 @@ def _factor(
                 "position_scale": _scale_factor(good, POSITION, knots),
                 "attitude_scale": _scale_factor(good, ATTITUDE, knots),
                 "availability": _share_factor(len(solved), len(band), rate),
+                "agl_sigma": _sigma_factor(_log_agl(solved, knots) - usual_agl),
             }
         )
     return Factor.model_validate({"at": at} | {name: [r[name] for r in rows] for name in rows[0]})
@@ -246,6 +270,13 @@ def _log_excess(
             torch.stack([log[:, :2].mean(1), log[:, 2], log[:, 3:5].mean(1), log[:, 5]], 1)
         )
     return excess[0], excess[1]
+
+
+def _log_agl(solved: Sequence[FixTrial], knots: dict[float, Knot]) -> Float64[Tensor, " n"]:
+    """Log of the sigma of a height over ground over its knot's."""
+    there = [trial for trial in solved if trial.agl_sigma_m is not None]
+    usual = torch.tensor([knots[t.knot_m].agl_sigma_m for t in there], dtype=torch.float64)
+    return (_agl_of(there)[1] / usual).log()
 
 
 def _sigma_factor(excess: Float64[Tensor, " n"]) -> Scale:

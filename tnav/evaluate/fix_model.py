@@ -102,6 +102,10 @@ class Knot(Recipe):
     # knots together where this one's interval does not exclude it.
     position_scale: Scale
     attitude_scale: Scale
+    # Height over the ground under the camera, as image and map give it: median of what is stated,
+    # and the factor on its square. High up it is the map's own error, which no view averages there.
+    agl_sigma_m: Positive
+    agl_scale: Scale
 
 
 _Four = tuple[Scale, Scale, Scale, Scale]
@@ -119,6 +123,7 @@ class Factor(Recipe):
     position_scale: tuple[Scale, ...]
     attitude_scale: tuple[Scale, ...]
     availability: tuple[Scale, ...]
+    agl_sigma: tuple[Scale, ...]
 
     @model_validator(mode="after")
     def _alike(self) -> "Factor":
@@ -130,15 +135,20 @@ class Factor(Recipe):
         return self
 
     def row(self, k: int) -> list[float]:
-        """All factors at one value: 4 of sigma, 4 of the map's, 2 scales, availability."""
-        one = (self.position_scale[k], self.attitude_scale[k], self.availability[k])
+        """All factors at one value: 4 of sigma, 4 of the map's, 2 scales, availability, height."""
+        one = (
+            self.position_scale[k],
+            self.attitude_scale[k],
+            self.availability[k],
+            self.agl_sigma[k],
+        )
         return [scale.value for scale in (*self.sigma[k], *self.map_sigma[k], *one)]
 
 
 class FixModel(Recipe):
     """``fix_model.yaml``: errors of fixes against height, Sun and map posting."""
 
-    schema_name: Literal["tnav-fix-model/1"] = "tnav-fix-model/1"
+    schema_name: Literal["tnav-fix-model/2"] = "tnav-fix-model/2"
     scenario: str  # whose ground, map, camera and star tracker were flown
     setup: str  # hash of all that the trials depend on
     trials: int = Field(ge=0)  # that the fit has seen
@@ -165,6 +175,8 @@ class FixConditions:
     covariance: Float64[Tensor, "b 6 6"]  # as stated, less the map's share of position
     scale: Float64[Tensor, "b 6"]  # of sigma, from stated to true
     map_position_covariance: Float64[Tensor, "b 3 3"]  # m^2
+    agl_sigma_m: Float64[Tensor, " b"]  # as stated
+    agl_scale: Float64[Tensor, " b"]  # of its square, from stated to true
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +187,8 @@ class FixDraw:
     error: Float64[Tensor, "b 6"]  # (dp_L, dtheta_L), m and rad, without the map's position error
     covariance: Float64[Tensor, "b 6 6"]  # as the fix states it, less the map's share of position
     map_position_covariance: Float64[Tensor, "b 3 3"]  # that share, m^2
+    agl_sigma_m: Float64[Tensor, " b"]  # of the height over ground, as stated
+    agl_error: Float64[Tensor, " b"]  # of the same, in true sigmas: the normal number, scaled
     outlier: Bool[Tensor, " b"]
 
 
@@ -192,10 +206,11 @@ def draw_fixes(
         agl_m: true height above the ground.
         sun_elevation_deg: above the site's horizon, one or ``b``.
         gsd_ratio: map posting over the image's ground sample distance (`gsd_ratio_of`).
-        generator: on the CPU; each call takes 9 numbers an image, whatever comes of them.
+        generator: on the CPU; each call takes 10 numbers an image, whatever comes of them.
     """
     b = agl_m.shape[0]
-    z = torch.randn(b, 6, generator=generator, dtype=torch.float64).to(agl_m.device)
+    drawn = torch.randn(b, 7, generator=generator, dtype=torch.float64).to(agl_m.device)
+    z, of_ground = drawn[:, :6], drawn[:, 6]
     u = torch.rand(b, 3, generator=generator, dtype=torch.float64).to(agl_m.device)
     at = conditions(model, agl_m, sun_elevation_deg, gsd_ratio)
     outlier = u[:, 1] < at.outlier_rate
@@ -208,6 +223,8 @@ def draw_fixes(
         error=error,
         covariance=at.covariance,
         map_position_covariance=at.map_position_covariance,
+        agl_sigma_m=at.agl_sigma_m,
+        agl_error=at.agl_scale.sqrt() * of_ground,
         outlier=outlier,
     )
 
@@ -249,6 +266,8 @@ def conditions(
         covariance=covariance + torch.nn.functional.pad(turn, (3, 0, 3, 0)),
         scale=scale,
         map_position_covariance=place,
+        agl_sigma_m=between([math.log(knot.agl_sigma_m) for knot in knots]).exp() * change[:, 11],
+        agl_scale=between([math.log(knot.agl_scale.value) for knot in knots]).exp(),
     )
 
 
@@ -322,7 +341,7 @@ def _interpolate(
     return (1 - weight) * values[upper - 1] + weight * values[upper]
 
 
-def _factors(factor: Factor, value: Float64[Tensor, " b"]) -> Float64[Tensor, "b 11"]:
+def _factors(factor: Factor, value: Float64[Tensor, " b"]) -> Float64[Tensor, "b 12"]:
     """As `Factor.row` lists them."""
     at = _tensor([math.log(v) for v in factor.at], value.device)
     rows = [[math.log(v) for v in factor.row(k)] for k in range(len(factor.at))]

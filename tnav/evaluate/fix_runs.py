@@ -24,7 +24,8 @@ from tnav.evaluate.fix_trials import (
     append_trial,
     read_trials,
 )
-from tnav.evaluate.localise import Navigation, localise
+from tnav.evaluate.localise import Localisation, Navigation, localise
+from tnav.evaluate.run import fix_for_filter
 from tnav.evaluate.scenario import Scenario
 from tnav.evaluate.world import R_B_C, World, agl_over, navigation_of, true_view
 from tnav.geometry.pose import Pose, so3_exp
@@ -89,6 +90,7 @@ def setup_of(scenario: Scenario, model_sha256: str | None) -> str:
         "seeds": seeds,
         "star_tracker_deg": scenario.star_tracker.sigma_deg,
         "model": model_sha256,
+        "kept": sorted(FixTrial.model_fields),
         "plan": [*KNOTS_M, *SUN_ELEVATIONS_DEG, *COARSER, *limits],
     }
     return content_hash(content)
@@ -198,6 +200,7 @@ def _trial(
     level = nav.terrain_map.level_for(gsd_m, posts_per_pixel=1 / nav.map_coarser)
     solved = fix.status is FixStatus.OK
     axis_z = float(pose.R_L_C[0, 2, 2])
+    ground = _of_ground(found, agl_m, nav.terrain_map)
     return FixTrial(
         setup=setup,
         number=number,
@@ -217,7 +220,23 @@ def _trial(
         error=tuple(fix_error(pose, found).tolist()) if solved else None,
         covariance=_rows(fix.covariance),
         map_covariance=_rows(fix.map_covariance),
+        agl_error_m=ground[0],
+        agl_sigma_m=ground[1],
+        map_news_m=ground[2],
     )
+
+
+def _of_ground(
+    found: Localisation, agl_m: float, terrain_map: Terrain
+) -> tuple[float | None, float | None, float | None]:
+    """Error and sigma of the height over ground, m, and its distance from that over the map."""
+    if found.fix.status is not FixStatus.OK or found.altitude is None:
+        return None, None, None
+    _, news_m, variance_m2 = fix_for_filter(found, terrain_map.to("cpu"))
+    if not bool((news_m.isfinite() & variance_m2.isfinite()).all()):
+        return None, None, None  # the map does not reach below the camera
+    found_m = float(found.altitude.agl_m[0])
+    return found_m - agl_m, float(variance_m2[0].sqrt()), float(news_m[0])
 
 
 def _shift_m(truth: Terrain, terrain_map: Terrain) -> tuple[float, float]:

@@ -49,6 +49,11 @@ class FixTrial(Recipe):
     error: Vector6 | None = None  # (dp_L, dtheta_L), estimate minus truth, m and rad
     covariance: Matrix6 | None = None  # stated, of the same
     map_covariance: Matrix6 | None = None  # its share that the map's error brings
+    # Height over ground as the image has it: its error, stated sigma, and how far it lies from the
+    # height over the map at the fix.
+    agl_error_m: float | None = None
+    agl_sigma_m: float | None = None
+    map_news_m: float | None = None
 
 
 def read_trials(path: Path) -> list[FixTrial]:

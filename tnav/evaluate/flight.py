@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from tnav.evaluate.descent_plan import Descent, filter_config
+from tnav.evaluate.descent_plan import Descent, told_of
 from tnav.evaluate.flight_ground import Exposure, Ground, map_agl_m
 from tnav.evaluate.flight_log import FlightLog, height_over_site_m
 from tnav.evaluate.scenario import Scenario
@@ -35,11 +35,12 @@ from tnav.navigate.filter import (
 from tnav.navigate.map_error import travel
 from tnav.navigate.mechanisation import POSITION
 from tnav.navigate.state import FilterState, GatePolicy, clone, initial_state
-from tnav.records import AltimeterReading, InertialIncrements, StarTrackerReading
+from tnav.navigate.tight import update_tight
+from tnav.records import AltimeterReading, InertialIncrements, Innovation, StarTrackerReading
 from tnav.simulate.altimeter import beam_L, draw_altimeter, read_ranges
 from tnav.simulate.guidance import before_guidance, guide, plan_descent
-from tnav.simulate.inertial import draw_inertial, read_increments
-from tnav.simulate.instruments import read_attitude
+from tnav.simulate.inertial import draw_inertial, read_increments, walk_biases
+from tnav.simulate.instruments import TouchdownState, read_attitude, read_touchdown, tag_exposure
 from tnav.simulate.lander import LanderState, at_start, forward_L, initial_orbit, step, touch
 from tnav.terrain.heightfield import Terrain
 
@@ -91,7 +92,7 @@ def start(descent: Descent, scenario: Scenario, batch: int, device: torch.device
         position_sigma_m=spread.position_m,
         velocity_sigma_m_s=spread.velocity_m_s,
         attitude_sigma_rad=sigma_rad,
-        config=filter_config(descent, scenario),
+        config=told_of(descent, scenario),
     )
     return Started(lander, state)
 
@@ -127,7 +128,7 @@ class Flight:
         device, seeds = terrain_map.device, scenario.seeds
         self.descent, self.scenario, self.ground, self.map = descent, scenario, ground, terrain_map
         self.frame, self.device = scenario.site.frame, device
-        self.spec, self.config = descent.altimeter.spec(), filter_config(descent, scenario)
+        self.spec, self.config = descent.altimeter.spec(), told_of(descent, scenario)
         began = start(descent, scenario, batch, device)
         self.lander, self.state = began.lander, began.state
         height_m, _ = terrain_map.height_L(torch.zeros(1, 2, dtype=torch.float64, device=device))
@@ -136,7 +137,7 @@ class Flight:
         self.memory = before_guidance(self.plan, 0.0, batch)
         self.noise = {
             name: torch.Generator().manual_seed(getattr(seeds, name))
-            for name in ("inertial", "star_tracker", "altimeter")
+            for name in ("inertial", "star_tracker", "altimeter", "timing", "touchdown")
         }
         self.inertial_errors = draw_inertial(descent.inertial, batch, self.noise["inertial"])
         self.inertial_errors = self.inertial_errors.to(device)
@@ -144,7 +145,10 @@ class Flight:
         self.altimeter_errors = self.altimeter_errors.to(device)
         self.footprint_per_m = footprint_per_m(scenario)
         self.near = self.low = False
-        self.pending: tuple[int, Exposure] | None = None
+        self.pending: _Pending | None = None
+        self.probes = TouchdownState.free(batch, device)
+        # Height at which the engines were cut off in the air, for good; NaN where they were not.
+        self.cut_off_agl_m = torch.full_like(self.lander.propellant_kg, math.nan)
         self.log = FlightLog(batch, device, keep)
 
     def fly(self, progress: Progress) -> FlightLog:
@@ -181,8 +185,13 @@ class Flight:
             self.state.velocity_L,
             self.expected_agl_m()[0],
         )
+        off = self.cut_off_agl_m.isfinite()
+        command_L = torch.where(off[:, None], 0.0, command_L)
         self.lander, delta_v_B, delta_theta_B = step(
             descent.lander, self.lander, command_L, self.frame, dt_s
+        )
+        self.inertial_errors = walk_biases(
+            descent.inertial, self.inertial_errors, dt_s, self.noise["inertial"]
         )
         delta_v_B, delta_theta_B = read_increments(
             descent.inertial,
@@ -224,12 +233,15 @@ class Flight:
         timing = self.descent.timing
         if k % self.descent.steps(timing.interval_s) == 0:
             self._expose(k + round(timing.latency_s / self.descent.step_s))
-        if self.pending is not None and self.pending[0] == k:
-            exposure = self.pending[1]
+        if self.pending is not None and self.pending.due == k:
+            exposure, star = self.pending.exposure, self.pending.star
             self.pending = None
-            self.state, innovation = update_vision(
-                self.state, exposure.fix, exposure.available, R_B_C, self.config
-            )
+            if self.descent.tight_vision:
+                self.state, innovation = self._tight(exposure, star)
+            else:
+                self.state, innovation = update_vision(
+                    self.state, exposure.fix, exposure.available, R_B_C, self.config
+                )
             self.log.innovation(innovation, self.lander)
             self.state, innovation = update_ground(
                 self.state,
@@ -260,15 +272,23 @@ class Flight:
             self.state.covariance[:, POSITION, POSITION],
         )
         self.log.exposure(exposure, wanted)
-        self.pending = (due, _where(exposure, wanted))
+        star = StarTrackerReading(
+            self.state.t_s, stars, math.radians(self.descent.star_tracker.sigma_deg)
+        )
+        self.pending = _Pending(due, _where(exposure, wanted), star)
+
+    def _tight(
+        self, exposure: Exposure, star: StarTrackerReading
+    ) -> tuple[FilterState, Innovation]:
+        assert exposure.localisation is not None  # images are rendered
+        matches = exposure.localisation.matches.to(self.device)
+        camera = self.scenario.camera.camera()
+        return update_tight(self.state, star.t_s, matches, camera, R_B_C, star, self.config)
 
     def _seen_from_L(self) -> Float64[Tensor, "b 3"]:
         """Where the camera truly was when it exposed: its time tag is off by a little."""
-        sigma_s = self.descent.timing.time_tag_sigma_s
-        white = torch.randn(
-            len(self.lander.position_L), generator=self.noise["star_tracker"], dtype=torch.float64
-        )
-        late_s = (sigma_s * white).to(self.device)
+        tagged_s = torch.zeros_like(self.lander.propellant_kg)
+        late_s = tag_exposure(self.descent.timing, tagged_s, self.noise["timing"])
         return self.lander.position_L + late_s[:, None] * self.lander.velocity_L
 
     def _travelled(
@@ -302,6 +322,16 @@ class Flight:
         )
         self.log.innovation(innovation, self.lander)
 
+    def _switch(self, true_m: Float64[Tensor, " b"], agl: Float64[Tensor, " b"]) -> None:
+        """Engines are off for good once the armed switch says contact."""
+        switch = self.descent.touchdown
+        self.probes, contact = read_touchdown(
+            switch, self.probes, true_m, self.state.t_s, self.noise["touchdown"]
+        )
+        first = ~self.lander.landed & ~self.cut_off_agl_m.isfinite()
+        cut = first & contact & (agl < switch.armed_below_m) & (true_m > 0)
+        self.cut_off_agl_m = torch.where(cut, true_m, self.cut_off_agl_m)
+
     def _contact(self, k: int) -> None:
         """Touchdown, and a look at the errors twice a second."""
         looked = k % self.descent.steps(0.5) == 0
@@ -311,6 +341,7 @@ class Flight:
         agl, sigma_m = self.expected_agl_m()
         true_m = self.ground.agl_m(self.lander.position_L) if self.low else agl * math.nan
         before = self.lander.landed
+        self._switch(torch.where(true_m.isfinite(), true_m, over_site_m), agl)
         self.lander = touch(self.lander, true_m.nan_to_num(nan=math.inf))
         just = self.lander.landed & ~before
         self.log.touchdown(just, self.lander, self.state, agl - true_m, sigma_m)
@@ -318,6 +349,15 @@ class Flight:
             self.log.snapshot(self.lander, self.state, over_site_m, true_m, agl, sigma_m)
             if self.log.keep is not None:
                 self.log.history(self.lander, self.state, self.memory.phase, true_m, agl)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """What an image said, until its fix is there."""
+
+    due: int  # step
+    exposure: Exposure
+    star: StarTrackerReading  # at the exposure
 
 
 def _where(exposure: Exposure, wanted: Bool[Tensor, " b"]) -> Exposure:

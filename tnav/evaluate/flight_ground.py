@@ -200,8 +200,21 @@ class ModelGround:
             covariance=draw.covariance + map_covariance,
             map_covariance=map_covariance,
         )
-        unknown = torch.full_like(agl_m, torch.inf)
-        return Exposure(fix, draw.available, torch.zeros_like(agl_m), unknown, None)
+        variance_m2 = draw.agl_sigma_m.square()
+        ground_m = self._news_m(variance_m2, draw.agl_error)
+        return Exposure(fix, draw.available, ground_m, variance_m2, None)
+
+    def _news_m(
+        self, variance_m2: Float64[Tensor, " b"], white: Float64[Tensor, " b"]
+    ) -> Float64[Tensor, " b"]:
+        """What an image says of the map's error under the lander, beside its mean.
+
+        The posterior mean ``(1 - v / s^2) (local - mean + w)``, w ~ N(0, v / (1 - v / s^2)), that
+        leaves the variance v of a prior s^2 (`tnav.navigate.filter.update_ground`).
+        """
+        prior_m2 = self._sigma_m**2 - self._mean_m2
+        share = (1 - variance_m2 / prior_m2.clamp_min(1e-12)).clamp_min(0.0)
+        return share * (self.local_m - self.mean_m) + (share * variance_m2).sqrt() * white
 
 
 class ImageGround:

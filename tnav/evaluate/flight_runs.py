@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tnav.errors import RunFileError
-from tnav.evaluate.descent_plan import Descent, filter_config, scenario_of
+from tnav.errors import ConfigError, RunFileError
+from tnav.evaluate.descent_plan import Descent, scenario_of, told_of
 from tnav.evaluate.descent_record import (
     DescentRecord,
     DescentSeries,
@@ -36,7 +36,7 @@ from tnav.terrain.heightfield import Terrain
 from tnav.terrain.site import build_truth, degrade
 
 # Of the code that makes a descent what it is: raised by whoever changes the filter's workings.
-_REVISION = 1
+_REVISION = 2
 _BATCH = 500  # descents that are flown at once: more cost memory and no less time each
 
 
@@ -76,7 +76,15 @@ def fly_model(
         model: of fixes; None: the one among the datasets.
         keep: number of the descent whose whole history is logged, if one.
         step: of the ground, unknown to the map.
+
+    Raises:
+        ConfigError: tight vision, for which there are no matches here.
     """
+    if descent.tight_vision:
+        raise ConfigError(
+            f"{descent.name}: tight_vision: true, which takes matches of rendered images; expected "
+            "false in model fidelity"
+        )
     scenario = site.scenario.with_seed(seed)
     sun = sun_at(scenario.site.frame, scenario.epoch_utc)
     ground = ModelGround(
@@ -85,7 +93,7 @@ def fly_model(
         model or load_fix_model(),
         batch,
         footprint_per_m(scenario),
-        filter_config(descent, scenario).relief_sigma_m,
+        told_of(descent, scenario).relief_sigma_m,
         sun.elevation_deg,
         step,
     )
@@ -129,7 +137,7 @@ def identity_of(descent: Descent, seed: int) -> str:
     return content_hash(
         {
             "revision": _REVISION,
-            "filter": asdict(filter_config(descent, scenario)),
+            "filter": asdict(told_of(descent, scenario)),
             "descent": descent.model_dump(mode="json"),
             "scenario": scenario.model_dump(mode="json"),
             "model": model.contract.sha256 if model else None,
@@ -234,7 +242,7 @@ def _touchdown(log: FlightLog) -> Touchdown | None:
         miss_m=float(contact.miss_m[lane]),
         propellant_kg=propellant_kg,
         outcome="landed" if soft else empty,
-        altitude_error_m=float(contact.agl_error_m[lane]),
+        agl_error_m=float(contact.agl_error_m[lane]),
         horizontal_error_m=float(contact.position_error_L[lane, :2].norm()),
         velocity_error_m_s=float(contact.velocity_error_L[lane].norm()),
     )

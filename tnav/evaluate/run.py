@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float32, Float64
 from torch import Tensor
 
+from tnav.evaluate.filter_setup import filter_config
 from tnav.evaluate.localise import Localisation, Prediction, localise
 from tnav.evaluate.scenario import Scenario
 from tnav.evaluate.world import R_B_C, World, agl_over, navigation_of, observe
@@ -40,16 +41,13 @@ from tnav.records import (
 )
 from tnav.simulate.altimeter import AltimeterLog, read_altimeter
 from tnav.simulate.descent import Trajectory
-from tnav.simulate.faults import apply_fault
+from tnav.simulate.fault_prescribed import apply_fault
 from tnav.simulate.inertial import read_inertial
 from tnav.simulate.instruments import epochs_s, read_star_tracker
 from tnav.terrain.heightfield import Terrain
 from tnav.terrain.raycast import cast
 
-_RELIEF_UNDER_POSTS = 0.2  # rms relief between posts of a map, over their distance
-_LEAST_MAP_SIGMA_M = 0.1  # no map is exact
 _HALF_FOV_MAX_RAD = math.radians(75)  # a fisheye sees further, but learns no more out there
-_LEAST_SIGMA = 1e-12  # a recipe may call an instrument perfect; a covariance may not
 
 Progress = Callable[[str, float], None]  # what is done now, share of the whole in [0, 1]
 OnFrame = Callable[["FrameLog"], None]
@@ -130,7 +128,9 @@ class _Flight:
         healthy = read_altimeter(scenario.altimeter, world.trajectory, world.truth, seeds.altimeter)
         self.true_range_m = healthy.true_range_m
         self.readings = _with_fault(scenario, healthy)
-        self.config = _filter_config(scenario)
+        self.config = filter_config(
+            scenario.inertial, scenario.altimeter, scenario, scenario.imaging.interval_s
+        )
         # The monitor runs on the host beside the filter and looks at the map there.
         self.map_cpu = world.terrain_map.to("cpu")
         self.state = _initial(world, self.config)
@@ -279,24 +279,6 @@ def _with_fault(
 ) -> tuple[Float64[Tensor, " n"], Bool[Tensor, " n"]]:
     return apply_fault(
         scenario.fault, healthy.t_s, healthy.range_m, healthy.valid, scenario.seeds.fault
-    )
-
-
-def _filter_config(scenario: Scenario) -> FilterConfig:
-    """What the filter is told of its sensors: their data sheets, and the map's."""
-    unit, error = scenario.inertial, scenario.map.error_model()
-    return FilterConfig(
-        accelerometer_random_walk_m_s_sqrts=max(unit.velocity_random_walk_m_s_sqrt_s, _LEAST_SIGMA),
-        accelerometer_bias_sigma_m_s2=max(unit.accelerometer_bias_m_s2, _LEAST_SIGMA),
-        gyro_random_walk_rad_sqrts=max(unit.angle_random_walk_rad_sqrt_s, _LEAST_SIGMA),
-        gyro_bias_sigma_rad_s=max(unit.gyro_bias_rad_s, _LEAST_SIGMA),
-        map_sigma_m=max(error.sigma_m, _LEAST_MAP_SIGMA_M),
-        map_correlation_m=error.correlation_m,
-        map_shift_sigma_m=max(error.horizontal_sigma_m, _LEAST_SIGMA),
-        relief_sigma_m=_RELIEF_UNDER_POSTS * 2 * scenario.site.finest_post_m,
-        altimeter_gate_patience=FilterConfig.heard_first(
-            scenario.imaging.interval_s, scenario.altimeter.rate_hz
-        ),
     )
 
 

@@ -15,7 +15,7 @@ from tnav.render.detector import Detector
 from tnav.render.reflectance import LunarLambert, ReflectanceModel
 from tnav.simulate.altimeter import Altimeter
 from tnav.simulate.descent import DescentProfile
-from tnav.simulate.faults import AltimeterFault, NoFault
+from tnav.simulate.fault_prescribed import AltimeterFault, NoFault
 from tnav.simulate.inertial import InertialUnit
 from tnav.simulate.instruments import StarTracker
 from tnav.terrain.site import MapQuality, Site
@@ -89,6 +89,8 @@ class Seeds(Recipe):
     fault: Seed = 8
     initial: Seed = 9
     solver: Seed = 10
+    timing: Seed = 11
+    touchdown: Seed = 12
 
     def shifted(self, by: int) -> "Seeds":
         """Another draw of everything: each seed moved by 1000 times a number."""

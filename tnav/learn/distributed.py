@@ -5,6 +5,7 @@ At less than a million parameters there is nothing to gain from overlapping that
 pass, and without a wrapper the network keeps its names, and its loss may call it twice a step.
 """
 
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -113,6 +114,10 @@ def joined(device: torch.device) -> Iterator[tuple[Group, torch.device]]:
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
+    # An optimiser's first step imports this. Imported while a group lives, it keeps the group's
+    # threads past `destroy_process_group`; one that lets go of a tensor while the interpreter ends
+    # is stopped by it, and aborts the process (seen with torch 2.13 and gloo).
+    importlib.import_module("torch._dynamo")
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=world
     )

@@ -391,6 +391,8 @@ def _noise(dt_s: float, config: FilterConfig, device: torch.device) -> Float64[T
         config.accelerometer_bias_time_s,
         config.gyro_bias_sigma_rad_s,
         config.gyro_bias_time_s,
+        config.accelerometer_bias_walk_m_s2_sqrts,
+        config.gyro_bias_walk_rad_s_sqrts,
     ).to(device)
 
 

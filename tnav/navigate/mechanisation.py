@@ -168,12 +168,15 @@ def inertial_noise(
     accelerometer_bias_time_s: float,
     gyro_bias_sigma: float,
     gyro_bias_time_s: float,
+    accelerometer_bias_walk: float = 0.0,
+    gyro_bias_walk: float = 0.0,
 ) -> Float64[Tensor, "18 18"]:
     """Covariance that white and bias-driving noise add over a step (on the host).
 
     White acceleration noise of density n integrates to ``n^2 (dt^3/3, dt^2/2, dt)`` in position,
     position with velocity, and velocity (Groves 2013, eq. 14.82 to second order). A Gauss-Markov
-    bias keeps its variance: it is driven by ``sigma^2 (1 - exp(-2 dt / tau))``.
+    bias keeps its variance: it is driven by ``sigma^2 (1 - exp(-2 dt / tau))``. A walk adds its
+    density times the step.
     """
     eye = torch.eye(3, dtype=torch.float64)
     q = torch.zeros(INERTIAL, INERTIAL, dtype=torch.float64)
@@ -182,8 +185,14 @@ def inertial_noise(
     q[POSITION, VELOCITY] = q[VELOCITY, POSITION] = a2 * dt_s**2 / 2 * eye
     q[VELOCITY, VELOCITY] = a2 * dt_s * eye
     q[ATTITUDE, ATTITUDE] = gyro_random_walk**2 * dt_s * eye
-    q[GYRO_BIAS, GYRO_BIAS] = -(gyro_bias_sigma**2) * math.expm1(-2 * dt_s / gyro_bias_time_s) * eye
-    q[ACCELEROMETER_BIAS, ACCELEROMETER_BIAS] = (
-        -(accelerometer_bias_sigma**2) * math.expm1(-2 * dt_s / accelerometer_bias_time_s) * eye
-    )
+    for bias, sigma, time_s, walk in (
+        (GYRO_BIAS, gyro_bias_sigma, gyro_bias_time_s, gyro_bias_walk),
+        (
+            ACCELEROMETER_BIAS,
+            accelerometer_bias_sigma,
+            accelerometer_bias_time_s,
+            accelerometer_bias_walk,
+        ),
+    ):
+        q[bias, bias] = (walk**2 * dt_s - sigma**2 * math.expm1(-2 * dt_s / time_s)) * eye
     return q

@@ -53,6 +53,9 @@ class FilterConfig:
     # Ten descents long: a turn-on bias that hardly moves, yet stays observable.
     accelerometer_bias_time_s: float = 1000.0
     gyro_bias_time_s: float = 1000.0
+    # How far they walk beside that, per square root of a second.
+    accelerometer_bias_walk_m_s2_sqrts: float = 1e-15
+    gyro_bias_walk_rad_s_sqrts: float = 1e-15
     # Scale along the thrust and misalignment across it: one sigma, the larger of both.
     thrust_scale_sigma: float = 1e-9
     # Of the gyros: no states, but noise that is as large over a slew.

@@ -152,7 +152,7 @@ class _Descent:
         text = (
             f"{self._label}: {end.outcome} at {end.speed_down_m_s:.2f} m/s down, "
             f"{end.speed_horizontal_m_s:.2f} m/s sideways, {end.miss_m:.1f} m from the target, "
-            f"{end.propellant_kg:.1f} kg left; altitude off by {end.altitude_error_m:.2f} m"
+            f"{end.propellant_kg:.1f} kg left; height over ground off by {end.agl_error_m:.2f} m"
         )
         level = "INFO" if end.outcome == "landed" else "WARN"
         columns = self._rr.TextLog.columns(text=[text], level=[level])

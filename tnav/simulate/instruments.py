@@ -48,6 +48,8 @@ class TouchdownSwitch(Recipe):
 
     probe_m: float = Field(default=1.7, ge=0)  # reaches so far below the point that agl_m is of
     delay_s: float = Field(default=0.05, ge=0)  # must touch for so long
+    # Contacts count where navigation believes it is lower: Mars Polar Lander's were armed at 40 m.
+    armed_below_m: float = Field(default=40.0, gt=0)
     # Of each reading, contact or not. Mars Polar Lander's latched one such reading.
     spurious_probability: float = Field(default=0.0, ge=0, le=1)
 
