@@ -45,8 +45,8 @@ def knot(agl_m, **changes):
         "map_attitude_correlation": eye(3),
         "position_scale": scale(1.0),
         "attitude_scale": scale(1.0),
-        "agl_sigma_m": round(2e-3 * agl_m**0.75, 3),
-        "agl_scale": scale(1.0),
+        "ground_sigma_m": round(1e-3 * agl_m, 3),
+        "ground_scale": scale(1.0),
         **changes,
     }
 
@@ -59,7 +59,7 @@ def factor(at, **changes):
         "position_scale": [ONE for _ in at],
         "attitude_scale": [ONE for _ in at],
         "availability": [ONE for _ in at],
-        "agl_sigma": [ONE for _ in at],
+        "ground_sigma": [ONE for _ in at],
     }
     return {**plain, **changes}
 
@@ -70,6 +70,7 @@ def document(knots=None, **changes):
         "setup": "0" * 64,
         "trials": 100,
         "gsd_ratio_max": 14.0,
+        "map_sigma_m": 3.0,
         "sun": factor([4.0, 12.0, 25.0]),
         "gsd": factor([1.0, 2.0, 4.0]),
         "knots": knots or [knot(9000.0), knot(1000.0), knot(100.0)],
@@ -150,7 +151,7 @@ KNOWN_GSD = factor(
     [1.0, 2.0, 4.0],
     sigma=[[ONE] * 4, [scale(v) for v in (2.0, 3.0, 2.0, 3.5)], [scale(3.0)] * 4],
     availability=[ONE, ONE, scale(0.4)],
-    agl_sigma=[ONE, scale(2.0), scale(4.0)],
+    ground_sigma=[ONE, scale(2.0), scale(4.0)],
 )
 
 

@@ -47,9 +47,9 @@ def test_the_fit_recovers_what_trials_state(fitted):
     for row, want in zip(fitted.gsd.sigma, known().gsd.sigma, strict=True):
         assert [s.value for s in row] == pytest.approx([s.value for s in want])
     for found, put in zip(fitted.knots, known().knots, strict=True):
-        assert found.agl_sigma_m == pytest.approx(put.agl_sigma_m)
-        assert found.agl_scale.low < 1.0 < found.agl_scale.high
-    assert [s.value for s in fitted.gsd.agl_sigma] == pytest.approx([1.0, 2.0, 4.0])
+        assert found.ground_sigma_m == pytest.approx(put.ground_sigma_m)
+        assert found.ground_scale.low < 1.0 < found.ground_scale.high
+    assert [s.value for s in fitted.gsd.ground_sigma] == pytest.approx([1.0, 2.0, 4.0])
     assert [s.value for row in fitted.sun.sigma for s in row] == pytest.approx([1.0] * 12)
 
 
@@ -79,11 +79,11 @@ def test_the_fit_recovers_shares_scales_and_bias_within_their_statistics(fitted)
 
 @pytest.mark.parametrize("times", [0.5, 3.0])
 def test_a_wrong_covariance_shows_in_the_scale(times):
-    model = fit(trials_of(known(position_scale=scale(times), agl_scale=scale(times)), 40, 1))
+    model = fit(trials_of(known(position_scale=scale(times), ground_scale=scale(times)), 40, 1))
     for found in model.knots:
-        n = found.agl_scale.n
-        assert chi2.ppf(1e-6, n) / n < found.agl_scale.value / times < chi2.ppf(1 - 1e-6, n) / n
-        assert not found.agl_scale.low < 1.0 < found.agl_scale.high
+        n = found.ground_scale.n
+        low, high = chi2.ppf([1e-6, 1 - 1e-6], n) / n if n else (0.0, math.inf)
+        assert low < found.ground_scale.value / times < high
     for found in model.knots:
         n = found.position_scale.n
         low, high = chi2.ppf([1e-6, 1 - 1e-6], n) / n
@@ -180,10 +180,11 @@ def test_the_benchmark_fits_one_half_and_judges_the_other(tmp_path, monkeypatch,
         asked.append((views, out))
         return trials
 
+    scenario = load_scenario("resilience")
     monkeypatch.setattr(fix_check, "build_world", lambda scenario, device: None)
     monkeypatch.setattr(fix_check, "run_trials", ran)
     monkeypatch.setenv("TNAV_DATASETS", str(tmp_path))
-    monkeypatch.setattr(fix_check, "load_scenario", lambda name: None)
+    monkeypatch.setattr(fix_check, "load_scenario", lambda name: scenario)
     rows = measure_fix_model(torch.device("cpu"), lambda text: None, quick, tmp_path / "runs")
     assert rows
     assert all(row.device == "cpu" for row in rows)

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from scipy.stats import binom, chi2
 
 from tnav.errors import ConfigError
-from tnav.evaluate.fix_model import draw_fixes, gsd_ratio_of, load_fix_model, write_fix_model
+from tnav.evaluate.fix_model import (
+    draw_fixes,
+    gsd_ratio_of,
+    load_fix_model,
+    news_sigma_m,
+    write_fix_model,
+)
 from tnav.evaluate.fix_runs import KNOTS_M, SUN_ELEVATIONS_DEG
 from tnav.evaluate.fix_trials import OUTLIER_NEES
 from tnav.terrain.heightfield import Level, Terrain
@@ -39,8 +45,8 @@ def test_knots_are_met_and_between_them_sigma_is_a_power_law():
     assert torch.allclose(found.bias[:, 0], torch.tensor([0.0, 1.5, 3.0], dtype=F64))
     coupling = found.covariance[:, 0, 4] / (sigma[:, 0] * sigma[:, 4])
     assert torch.allclose(coupling, torch.tensor([0.0, -0.45, -0.9], dtype=F64))
-    agl_sigma_m = [k["agl_sigma_m"] for k in (high, low)]
-    assert float(found.agl_sigma_m[1]) == pytest.approx(math.sqrt(math.prod(agl_sigma_m)))
+    news_m = math.sqrt(high["ground_sigma_m"] * low["ground_sigma_m"])
+    assert float(found.agl_sigma_m[1]) == pytest.approx(1 / math.sqrt(news_m**-2 + 3.0**-2))
     place = torch.diag(torch.tensor([0.2, 0.2, 1.5], dtype=F64).square())
     assert torch.allclose(found.map_position_covariance, place.expand(3, 3, 3))
 
@@ -65,7 +71,7 @@ def test_factors_apply_to_their_components_relative_to_the_usual_posting():
         map_sigma=of_map,
         position_scale=[ONE, scale(4.0)],
         availability=[ONE, scale(0.6)],
-        agl_sigma=[ONE, scale(3.0)],
+        ground_sigma=[ONE, scale(3.0)],
     )
     model = model_of(gsd=gsd)
     usual, coarse, middle = (at(model, 1000.0, ratio=3.0 * 2**k) for k in (0.0, 1.0, 0.5))
@@ -79,7 +85,8 @@ def test_factors_apply_to_their_components_relative_to_the_usual_posting():
     assert torch.allclose(place, torch.tensor([0.1, 0.1, 2.25], dtype=F64))
     assert torch.allclose(coarse.scale[0], torch.tensor([2.0] * 3 + [1.0] * 3, dtype=F64))
     assert float(coarse.availability[0]) == pytest.approx(0.6)
-    assert float(coarse.agl_sigma_m[0] / usual.agl_sigma_m[0]) == pytest.approx(3.0)
+    news_m = [float(news_sigma_m(x.agl_sigma_m, 3.0)[0]) for x in (usual, coarse)]
+    assert news_m[1] / news_m[0] == pytest.approx(3.0)
     root = middle.covariance[0, 0, 0] / usual.covariance[0, 0, 0]
     assert float(root) == pytest.approx(2.0)  # sigma by sqrt 2: log-linear
     finer = at(model, 1000.0, ratio=1.0)
@@ -127,7 +134,7 @@ def test_draws_have_the_moments_of_the_model():
             bias=bias,
             position_scale=scale(2.25),
             attitude_scale=scale(0.64),
-            agl_scale=scale(1.44),
+            ground_scale=scale(1.44),
         )
         for h in (9000.0, 100.0)
     ]

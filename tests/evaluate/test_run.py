@@ -26,7 +26,7 @@ from tnav.evaluate.runlog import RunDocument, json_schema, read_document, write_
 from tnav.evaluate.scenario import CameraRecipe, Imaging, load_scenario
 from tnav.evaluate.world import build_world
 from tnav.match import search
-from tnav.simulate.faults import Bias, Dropout
+from tnav.simulate.fault_prescribed import Bias, Dropout
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ from tnav.errors import ConfigError
 from tnav.geometry.moon import LocalFrame
 from tnav.geometry.pose import so3_exp, so3_log
 from tnav.simulate.descent import DescentProfile, fly
-from tnav.simulate.faults import Bias, Dropout, LateAcquisition, NoFault, apply_fault
+from tnav.simulate.fault_prescribed import Bias, Dropout, LateAcquisition, NoFault, apply_fault
 from tnav.simulate.instruments import (
     CameraTiming,
     StarTracker,

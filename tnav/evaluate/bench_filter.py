@@ -15,7 +15,6 @@ import torch
 from tnav.evaluate.descent_archive import write_descent
 from tnav.evaluate.descent_plan import Descent, load_descent
 from tnav.evaluate.descent_score import AGL_PERCENT_MAX, BLIND_DOWN_MAX_M_S
-from tnav.evaluate.flight_ground import Step
 from tnav.evaluate.flight_runs import (
     Site,
     fly_image,
@@ -42,6 +41,7 @@ from tnav.evaluate.flight_score import (
 )
 from tnav.evaluate.limits import Row
 from tnav.navigate.state import GatePolicy
+from tnav.simulate.faults import Onset, StepTerrainFault
 
 Say = Callable[[str], None]
 
@@ -51,7 +51,10 @@ _IMAGE, _IMAGE_QUICK = 20, 0
 _THROUGHPUT, _THROUGHPUT_QUICK = (10, 100, 1000), (10, 100)
 _THROUGHPUT_LIMIT_S = 300.0
 _GATED = 20
-_RIM = Step(under_m=2500.0, fall_m=500.0)
+_RIM_M = 500.0
+_RIM = StepTerrainFault(
+    kind="step_terrain", begins=Onset(below_agl_m=2500.0), size_m=_RIM_M, crossed_in_s=0.1
+)
 _SEED = 1  # the first draw; zero is for looking at
 _MIB = 1024.0
 
@@ -125,13 +128,13 @@ def _gates(descent: Descent, site: Site, count: int, device: torch.device, say: 
     for policy in GatePolicy:
         gated = without(descent, vision=False).model_copy(update={"gate": policy})
         tell = _teller(say, f"gate {policy.value}, {count} descents over a rim")
-        flight = fly_model(gated, site, count, _SEED, tell, step=_RIM)
+        flight = fly_model(gated, site, count, _SEED, tell, faults=(_RIM,))
         contact = flight.log.contact
         soft = (contact.down_m_s < BLIND_DOWN_MAX_M_S) & flight.log.landed
         soft = soft & (contact.horizontal_m_s < ACROSS_MAX_M_S)
         landed = int(soft.sum())
         must = policy is GatePolicy.TERRAIN_AWARE
-        title = f"rim of {_RIM.fall_m:.0f} m not on the map, no vision, gate {policy.value}"
+        title = f"rim of {_RIM_M:.0f} m not on the map, no vision, gate {policy.value}"
         limit = f"= {count}" if must else None
         passed = landed == count if must else None
         name = f"{title}: contact under {BLIND_DOWN_MAX_M_S:g} m/s"

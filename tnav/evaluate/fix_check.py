@@ -10,7 +10,7 @@ from scipy.stats import f
 from torch import Tensor
 
 from tnav.config import datasets_dir
-from tnav.evaluate.fix_fit import GSD_AT, SCENARIO, fit
+from tnav.evaluate.fix_fit import GSD_AT, SCENARIO, fit, news_of
 from tnav.evaluate.fix_model import FILE, FixConditions, FixModel, conditions, write_fix_model
 from tnav.evaluate.fix_runs import plan, run_trials
 from tnav.evaluate.fix_trials import (
@@ -45,10 +45,12 @@ def measure_fix_model(
         quick: three heights, once under each Sun and for each half, and no file is written.
         out: folder of the trials, instead of ``out/fix_runs``.
     """
-    world = build_world(load_scenario(SCENARIO), device)
+    scenario = load_scenario(SCENARIO)
+    world = build_world(scenario, device)
     views = [view for view in plan(1) if view.knot_m in _QUICK_M] if quick else plan()
     trials = run_trials(world, views, out or OUT, say)
-    model = fit([trial for trial in trials if trial.half == "fit"])
+    map_sigma_m = scenario.map.error_model().sigma_m
+    model = fit([trial for trial in trials if trial.half == "fit"], SCENARIO, map_sigma_m)
     if not quick:
         write_fix_model(model, datasets_dir() / FILE)
     return check(model, [trial for trial in trials if trial.half == "held out"], str(device))
@@ -129,13 +131,13 @@ def _spread_row(name: str, model: FixModel, good: list[FixTrial], group: slice, 
 
 
 def _agl_rows(name: str, model: FixModel, good: list[FixTrial], device: str) -> list[Row]:
-    there = [trial for trial in good if trial.agl_error_m is not None]
+    there = news_of(good, model.map_sigma_m)
     if not there:
         return []
     at = _conditions(model, there)
     error_m = torch.tensor([trial.agl_error_m for trial in there], dtype=torch.float64)
     value = float((error_m.square() / (at.agl_scale * at.agl_sigma_m.square())).mean())
-    fitted = sum(knot.agl_scale.n for knot in model.knots)
+    fitted = sum(knot.ground_scale.n for knot in model.knots)
     low, high = f.ppf([0.5 - _CHECK_LEVEL / 2, 0.5 + _CHECK_LEVEL / 2], len(there), fitted)
     limit = f"in [{low:.2f}, {high:.2f}]"
     passed = bool(low <= value <= high)

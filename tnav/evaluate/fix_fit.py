@@ -15,7 +15,15 @@ from scipy.stats import chi2, t
 from torch import Tensor
 
 from tnav.errors import RunFileError
-from tnav.evaluate.fix_model import Factor, FixModel, Knot, Scale, Share
+from tnav.evaluate.fix_model import (
+    Factor,
+    FixModel,
+    Knot,
+    Scale,
+    Share,
+    agl_sigma_m,
+    news_sigma_m,
+)
 from tnav.evaluate.fix_trials import (
     ATTITUDE,
     POSITION,
@@ -38,16 +46,18 @@ _FREE_RATIO = 4.2  # of a knot whose images the map's finest posts do not limit
 _LEVEL, _BIAS_LEVEL = 0.99, 0.999  # of intervals
 _UNBOUNDED = 1e6  # a factor that nothing bounds
 _LEAST_SIGMA = (1e-6,) * 3 + (1e-12,) * 3  # m and rad: a map may be called perfect
-_LEAST_AGL_SIGMA_M = 1e-3
+# Of the map's sigma: nearer to it, an image says next to nothing of the ground under the camera.
+_NEWS_SHARE = 0.95
 _MIX = 1e-6  # of the unit matrix in a correlation, which makes it positive definite
 
 
-def fit(trials: Sequence[FixTrial], scenario: str = SCENARIO) -> FixModel:
+def fit(trials: Sequence[FixTrial], scenario: str = SCENARIO, map_sigma_m: float = 3.0) -> FixModel:
     """Fit the model.
 
     Args:
         trials: of any heights, Suns and map postings; those of the first posting make the knots.
         scenario: named in the model.
+        map_sigma_m: vertical error of the trials' maps, 1 sigma, as the pose solver was told.
 
     Raises:
         RunFileError: too few trials for two knots.
@@ -60,20 +70,21 @@ def fit(trials: Sequence[FixTrial], scenario: str = SCENARIO) -> FixModel:
             f"fix model: {len(trials)} trials at {len(heights)} heights; expected 2 heights or "
             f"more, and {_LEAST_FIXES} fixes at one of them"
         )
-    knots = _knots(groups)
+    knots = _knots(groups, map_sigma_m)
     by_height = dict(zip(heights, knots, strict=True))
     return FixModel(
         scenario=scenario,
         setup=trials[0].setup,
         trials=len(trials),
+        map_sigma_m=map_sigma_m,
         gsd_ratio_max=max(trial.gsd_ratio for trial in trials),
-        sun=_sun_factor(trials, by_height),
-        gsd=_gsd_factor(trials, by_height),
+        sun=_sun_factor(trials, by_height, map_sigma_m),
+        gsd=_gsd_factor(trials, by_height, map_sigma_m),
         knots=tuple(knots),
     )
 
 
-def _knots(groups: list[list[FixTrial]]) -> list[Knot]:
+def _knots(groups: list[list[FixTrial]], map_sigma_m: float) -> list[Knot]:
     """One knot a height; where there are too few fixes, the covariance is that of the next one."""
     fixes = [solved_of(usual_of(group)) for group in groups]
     usable = [k for k, solved in enumerate(fixes) if len(solved) >= _LEAST_FIXES]
@@ -82,11 +93,11 @@ def _knots(groups: list[list[FixTrial]]) -> list[Knot]:
     all_good = [trial for each in good for trial in each]
     all_biases = [bias[0] for bias, each in zip(biases, good, strict=True) for _ in each]
     pooled = [_scale(all_good, part, all_biases) for part in (POSITION, ATTITUDE)]
-    pooled.append(_agl_scale(all_good))
+    pooled.append(_ground_scale(all_good, map_sigma_m))
     knots = []
     for k, group in enumerate(groups):
         _, donor = min((abs(other - k), other) for other in usable)
-        knots.append(_knot(group, fixes[donor], good[k], biases[k], pooled))
+        knots.append(_knot(group, fixes[donor], good[k], biases[k], pooled, map_sigma_m))
     return knots
 
 
@@ -96,6 +107,7 @@ def _knot(
     good: list[FixTrial],
     bias: tuple[tuple[float, ...], tuple[float, ...]],
     pooled: list[Scale],
+    map_sigma_m: float,
 ) -> Knot:
     usual = usual_of(group)
     n = len(solved_of(usual))
@@ -119,26 +131,32 @@ def _knot(
         "map_attitude_correlation": turn_correlation,
         "position_scale": _or_pooled(_scale(good, POSITION, [bias[0]] * len(good)), pooled[0]),
         "attitude_scale": _or_pooled(_scale(good, ATTITUDE, [bias[0]] * len(good)), pooled[1]),
-        "agl_sigma_m": float(_agl_of(stated)[1].quantile(0.5)),
-        "agl_scale": _or_pooled(_agl_scale(good), pooled[2]),
+        "ground_sigma_m": float(_news_m(stated, map_sigma_m).quantile(0.5)),
+        "ground_scale": _or_pooled(_ground_scale(good, map_sigma_m), pooled[2]),
     }
     return Knot.model_validate(found)
 
 
-def _agl_of(trials: Sequence[FixTrial]) -> Float64[Tensor, "2 n"]:
-    """Error and stated sigma of the height over ground, m; of trials whose map reaches there."""
-    pairs = [(t.agl_error_m, t.agl_sigma_m) for t in trials if t.agl_sigma_m is not None]
-    found = torch.tensor(pairs, dtype=torch.float64).reshape(-1, 2).T
-    return torch.stack([found[0], found[1].clamp_min(_LEAST_AGL_SIGMA_M)])
+def _news_m(trials: Sequence[FixTrial], map_sigma_m: float) -> Float64[Tensor, " n"]:
+    """What images alone say of the ground under the camera; of trials whose map is there."""
+    stated = [t.agl_sigma_m for t in trials if t.agl_sigma_m is not None]
+    return news_sigma_m(torch.tensor(stated, dtype=torch.float64), map_sigma_m)
 
 
-def _agl_scale(good: Sequence[FixTrial]) -> Scale:
-    """Mean square of errors over stated sigma, with its interval, 99 % (chi-square)."""
-    error_m, sigma_m = _agl_of(good)
-    n = len(error_m)
+def news_of(trials: Sequence[FixTrial], map_sigma_m: float) -> list[FixTrial]:
+    """Trials whose image adds to what the map says of the ground under the camera."""
+    most_m = _NEWS_SHARE * map_sigma_m
+    return [t for t in trials if t.agl_sigma_m is not None and t.agl_sigma_m < most_m]
+
+
+def _ground_scale(good: Sequence[FixTrial], map_sigma_m: float) -> Scale:
+    """Mean square of errors over stated sigma of heights, with its interval, 99 % (chi-square)."""
+    there = news_of(good, map_sigma_m)
+    n = len(there)
     if n == 0:
         return Scale(value=1.0, n=0, low=0.0, high=_UNBOUNDED)
-    total = float((error_m / sigma_m).square().sum())
+    pairs = torch.tensor([(t.agl_error_m, t.agl_sigma_m) for t in there], dtype=torch.float64)
+    total = float((pairs[:, 0] / pairs[:, 1]).square().sum())
     low, high = (total / float(chi2.ppf(0.5 + side * _LEVEL / 2, n)) for side in (1, -1))
     return Scale(value=total / n, n=n, low=low, high=high)
 
@@ -207,22 +225,22 @@ def _typical(
     return tuple(sigma.quantile(0.5, dim=0).tolist()), tuple(tuple(r) for r in mean.tolist())
 
 
-def _sun_factor(trials: Sequence[FixTrial], knots: dict[float, Knot]) -> Factor:
+def _sun_factor(trials: Sequence[FixTrial], knots: dict[float, Knot], map_sigma_m: float) -> Factor:
     """Over the Sun's elevation, against the mean of all Suns; on the usual map posting."""
     usual = usual_of(trials)
     at = tuple(sorted({trial.sun_elevation_deg for trial in usual}))
     bands = [[trial for trial in usual if trial.sun_elevation_deg == sun] for sun in at]
-    return _factor(at, bands, usual, knots)
+    return _factor(at, bands, usual, knots, map_sigma_m)
 
 
-def _gsd_factor(trials: Sequence[FixTrial], knots: dict[float, Knot]) -> Factor:
+def _gsd_factor(trials: Sequence[FixTrial], knots: dict[float, Knot], map_sigma_m: float) -> Factor:
     """Over the posting against the usual one, where the map has finer posts than it shows."""
     free = [trial for trial in trials if knots[trial.knot_m].gsd_ratio < _FREE_RATIO]
     bands = [
         [trial for trial in free if low <= trial.gsd_ratio / knots[trial.knot_m].gsd_ratio < high]
         for low, high in ((at / SAME_RATIO, at * SAME_RATIO) for at in GSD_AT)
     ]
-    return _factor(GSD_AT, bands, bands[0], knots)
+    return _factor(GSD_AT, bands, bands[0], knots, map_sigma_m)
 
 
 def _factor(
@@ -230,9 +248,10 @@ def _factor(
     bands: list[list[FixTrial]],
     usual: Sequence[FixTrial],
     knots: dict[float, Knot],
+    map_sigma_m: float,
 ) -> Factor:
     own, of_map = (x.mean(0).nan_to_num(0.0) for x in _log_excess(solved_of(usual), knots))
-    usual_agl = _log_agl(solved_of(usual), knots).mean().nan_to_num(0.0)
+    usual_news = _log_news(solved_of(usual), knots, map_sigma_m).mean().nan_to_num(0.0)
     rate = len(solved_of(usual)) / max(len(usual), 1)
     rows = []
     for band in bands:
@@ -246,7 +265,7 @@ def _factor(
                 "position_scale": _scale_factor(good, POSITION, knots),
                 "attitude_scale": _scale_factor(good, ATTITUDE, knots),
                 "availability": _share_factor(len(solved), len(band), rate),
-                "agl_sigma": _sigma_factor(_log_agl(solved, knots) - usual_agl),
+                "ground_sigma": _sigma_factor(_log_news(solved, knots, map_sigma_m) - usual_news),
             }
         )
     return Factor.model_validate({"at": at} | {name: [r[name] for r in rows] for name in rows[0]})
@@ -272,11 +291,22 @@ def _log_excess(
     return excess[0], excess[1]
 
 
-def _log_agl(solved: Sequence[FixTrial], knots: dict[float, Knot]) -> Float64[Tensor, " n"]:
-    """Log of the sigma of a height over ground over its knot's."""
-    there = [trial for trial in solved if trial.agl_sigma_m is not None]
-    usual = torch.tensor([knots[t.knot_m].agl_sigma_m for t in there], dtype=torch.float64)
-    return (_agl_of(there)[1] / usual).log()
+def _log_news(
+    solved: Sequence[FixTrial], knots: dict[float, Knot], map_sigma_m: float
+) -> Float64[Tensor, " n"]:
+    """Log of what images say of the ground over what their knot's do, where those say anything."""
+    most_m = _NEWS_SHARE * map_sigma_m
+    there = [
+        trial
+        for trial in solved
+        if trial.agl_sigma_m is not None
+        and float(
+            agl_sigma_m(torch.tensor([knots[trial.knot_m].ground_sigma_m]).double(), map_sigma_m)
+        )
+        < most_m
+    ]
+    usual = torch.tensor([knots[t.knot_m].ground_sigma_m for t in there], dtype=torch.float64)
+    return (_news_m(there, map_sigma_m) / usual).log()
 
 
 def _sigma_factor(excess: Float64[Tensor, " n"]) -> Scale:

@@ -30,6 +30,8 @@ FILE = "fix_model.yaml"
 _OUTLIER_SPAN = 20.0
 _SYMMETRIC = 1e-9
 _LEAST_EIGENVALUE = 1e-9  # keeps the factor of a matrix apart from rounding
+_LEAST_NEWS_M = 1e-3
+_MOST_NEWS = 0.999  # of the map's sigma; beyond, a posterior is the prior but for rounding
 _DIGITS = 10  # of a number in the file
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -102,10 +104,10 @@ class Knot(Recipe):
     # knots together where this one's interval does not exclude it.
     position_scale: Scale
     attitude_scale: Scale
-    # Height over the ground under the camera, as image and map give it: median of what is stated,
-    # and the factor on its square. High up it is the map's own error, which no view averages there.
-    agl_sigma_m: Positive
-    agl_scale: Scale
+    # Of the map's error under the camera, from the image alone (`news_sigma_m`): median, and the
+    # factor on the square of the height over ground that follows.
+    ground_sigma_m: Positive
+    ground_scale: Scale
 
 
 _Four = tuple[Scale, Scale, Scale, Scale]
@@ -123,7 +125,7 @@ class Factor(Recipe):
     position_scale: tuple[Scale, ...]
     attitude_scale: tuple[Scale, ...]
     availability: tuple[Scale, ...]
-    agl_sigma: tuple[Scale, ...]
+    ground_sigma: tuple[Scale, ...]
 
     @model_validator(mode="after")
     def _alike(self) -> "Factor":
@@ -140,7 +142,7 @@ class Factor(Recipe):
             self.position_scale[k],
             self.attitude_scale[k],
             self.availability[k],
-            self.agl_sigma[k],
+            self.ground_sigma[k],
         )
         return [scale.value for scale in (*self.sigma[k], *self.map_sigma[k], *one)]
 
@@ -152,6 +154,7 @@ class FixModel(Recipe):
     scenario: str  # whose ground, map, camera and star tracker were flown
     setup: str  # hash of all that the trials depend on
     trials: int = Field(ge=0)  # that the fit has seen
+    map_sigma_m: Positive  # vertical error of their maps, as the pose solver was told
     gsd_ratio_max: Positive  # of the trials
     sun: Factor  # over its elevation, deg
     gsd: Factor  # over the map's posting, times the usual one
@@ -259,6 +262,7 @@ def conditions(
     flown = (agl_m >= knots[0].agl_m) & (agl_m <= knots[-1].agl_m)
     flown = flown & (ratio <= model.gsd_ratio_max) & (sun_deg > 0)
     usually = between([knot.availability.value for knot in knots])
+    news_m = between([math.log(knot.ground_sigma_m) for knot in knots]).exp() * change[:, 11]
     return FixConditions(
         availability=torch.where(flown, (usually * change[:, 10]).clamp(0.0, 1.0), 0.0),
         outlier_rate=between([knot.outlier_rate.value for knot in knots]),
@@ -266,9 +270,23 @@ def conditions(
         covariance=covariance + torch.nn.functional.pad(turn, (3, 0, 3, 0)),
         scale=scale,
         map_position_covariance=place,
-        agl_sigma_m=between([math.log(knot.agl_sigma_m) for knot in knots]).exp() * change[:, 11],
-        agl_scale=between([math.log(knot.agl_scale.value) for knot in knots]).exp(),
+        agl_sigma_m=agl_sigma_m(news_m, model.map_sigma_m),
+        agl_scale=between([math.log(knot.ground_scale.value) for knot in knots]).exp(),
     )
+
+
+def agl_sigma_m(news_sigma_m: Float64[Tensor, " b"], map_sigma_m: float) -> Float64[Tensor, " b"]:
+    """Sigma of a height over ground, m: an image's own word and the map's, combined."""
+    return (1 / (news_sigma_m.square().reciprocal() + map_sigma_m**-2)).sqrt()
+
+
+def news_sigma_m(agl_sigma_m: Float64[Tensor, " b"], map_sigma_m: float) -> Float64[Tensor, " b"]:
+    """The inverse of `agl_sigma_m`: what the image alone says; large where it says next to nothing.
+
+    The pose solver states the posterior, whose prior is the map's error: 1/v = 1/n^2 + 1/s^2.
+    """
+    variance_m2 = agl_sigma_m.clamp(_LEAST_NEWS_M, _MOST_NEWS * map_sigma_m).square()
+    return (1 / (variance_m2.reciprocal() - map_sigma_m**-2)).sqrt()
 
 
 def gsd_ratio_of(

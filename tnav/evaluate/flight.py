@@ -7,7 +7,7 @@ noise is drawn on the host, step by step.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from tnav.evaluate.descent_plan import Descent, told_of
+from tnav.evaluate.flight_faults import Injection
 from tnav.evaluate.flight_ground import Exposure, Ground, map_agl_m
 from tnav.evaluate.flight_log import FlightLog, height_over_site_m
 from tnav.evaluate.scenario import Scenario
@@ -38,6 +39,7 @@ from tnav.navigate.state import FilterState, GatePolicy, clone, initial_state
 from tnav.navigate.tight import update_tight
 from tnav.records import AltimeterReading, InertialIncrements, Innovation, StarTrackerReading
 from tnav.simulate.altimeter import beam_L, draw_altimeter, read_ranges
+from tnav.simulate.faults import Fault
 from tnav.simulate.guidance import before_guidance, guide, plan_descent
 from tnav.simulate.inertial import draw_inertial, read_increments, walk_biases
 from tnav.simulate.instruments import TouchdownState, read_attitude, read_touchdown, tag_exposure
@@ -114,6 +116,7 @@ class Flight:
         terrain_map: Terrain,
         batch: int,
         keep: int | None = None,
+        faults: Sequence[Fault] = (),
     ) -> None:
         """All random draws follow from the scenario's seeds.
 
@@ -124,6 +127,7 @@ class Flight:
             terrain_map: the map that navigation carries; the filter runs on its device.
             batch: number of descents.
             keep: number of the descent whose whole history is logged, if one.
+            faults: what fails.
         """
         device, seeds = terrain_map.device, scenario.seeds
         self.descent, self.scenario, self.ground, self.map = descent, scenario, ground, terrain_map
@@ -149,6 +153,7 @@ class Flight:
         self.probes = TouchdownState.free(batch, device)
         # Height at which the engines were cut off in the air, for good; NaN where they were not.
         self.cut_off_agl_m = torch.full_like(self.lander.propellant_kg, math.nan)
+        self.faults = Injection(faults, batch, seeds.fault, device)
         self.log = FlightLog(batch, device, keep)
 
     def fly(self, progress: Progress) -> FlightLog:
@@ -188,7 +193,11 @@ class Flight:
         off = self.cut_off_agl_m.isfinite()
         command_L = torch.where(off[:, None], 0.0, command_L)
         self.lander, delta_v_B, delta_theta_B = step(
-            descent.lander, self.lander, command_L, self.frame, dt_s
+            descent.lander,
+            self.faults.thrust(self.state.t_s, self.lander),
+            command_L,
+            self.frame,
+            dt_s,
         )
         self.inertial_errors = walk_biases(
             descent.inertial, self.inertial_errors, dt_s, self.noise["inertial"]
@@ -201,6 +210,7 @@ class Flight:
             dt_s,
             self.noise["inertial"],
         )
+        delta_v_B, delta_theta_B = self.faults.increments(k * dt_s, dt_s, delta_v_B, delta_theta_B)
         increments = InertialIncrements(k * dt_s, dt_s, delta_v_B, delta_theta_B)
         self.state = propagate(self.state, increments, self.frame, self.config)
         period = descent.steps(1 / descent.star_tracker.rate_hz)
@@ -263,14 +273,21 @@ class Flight:
         stars = read_attitude(
             self.descent.star_tracker, self.lander.R_L_B, self.noise["star_tracker"]
         )
-        exposure = self.ground.expose(
+        t_s, seen_from_L = (
             self.state.t_s,
-            self._seen_from_L(),
+            self.faults.looks_from_L(self.state.t_s, self._seen_from_L()),
+        )
+        exposure = self.ground.expose(
+            t_s,
+            seen_from_L,
             self.lander.R_L_B,
             stars,
             self.state.position_L,
             self.state.covariance[:, POSITION, POSITION],
         )
+        if self.faults.any:
+            agl_m = self.ground.agl_m(seen_from_L)
+            exposure = self.faults.exposure(t_s, exposure, seen_from_L, agl_m)
         self.log.exposure(exposure, wanted)
         star = StarTrackerReading(
             self.state.t_s, stars, math.radians(self.descent.star_tracker.sigma_deg)
@@ -301,7 +318,8 @@ class Flight:
         altimeter, age_s = self.descent.altimeter, self.descent.altimeter.latency_s
         read_from_L = self.lander.position_L - age_s * self.lander.velocity_L
         beam = beam_L(self.altimeter_errors, self.lander.R_L_B)
-        true = self.ground.ranges(read_from_L, beam)
+        t_s = self.state.t_s
+        true = self.ground.ranges(self.faults.looks_from_L(t_s, read_from_L), beam)
         range_m, valid = read_ranges(
             altimeter,
             self.altimeter_errors,
@@ -310,6 +328,8 @@ class Flight:
             true.hit & ~self.lander.landed,
             self.noise["altimeter"],
         )
+        range_m, valid = self.faults.ranges(t_s, range_m, valid, true, self.lander, beam, altimeter)
+        valid = self.faults.fused(t_s, valid)
         relief_m2 = None
         if self.config.altimeter_gate is GatePolicy.TERRAIN_AWARE:
             # Ground that nobody ranges to need not be known.
@@ -325,9 +345,11 @@ class Flight:
     def _switch(self, true_m: Float64[Tensor, " b"], agl: Float64[Tensor, " b"]) -> None:
         """Engines are off for good once the armed switch says contact."""
         switch = self.descent.touchdown
+        t_s = self.state.t_s
         self.probes, contact = read_touchdown(
-            switch, self.probes, true_m, self.state.t_s, self.noise["touchdown"]
+            switch, self.probes, true_m, t_s, self.noise["touchdown"]
         )
+        contact = self.faults.contact(t_s, contact)
         first = ~self.lander.landed & ~self.cut_off_agl_m.isfinite()
         cut = first & contact & (agl < switch.armed_below_m) & (true_m > 0)
         self.cut_off_agl_m = torch.where(cut, true_m, self.cut_off_agl_m)
@@ -335,11 +357,13 @@ class Flight:
     def _contact(self, k: int) -> None:
         """Touchdown, and a look at the errors twice a second."""
         looked = k % self.descent.steps(0.5) == 0
-        if not (self.low or looked):
+        if not (self.low or looked or self.faults.any):
             return
         over_site_m = height_over_site_m(self.lander, self.site_z_m)
         agl, sigma_m = self.expected_agl_m()
-        true_m = self.ground.agl_m(self.lander.position_L) if self.low else agl * math.nan
+        looks_from_L = self.faults.looks_from_L(self.state.t_s, self.lander.position_L)
+        true_m = self.ground.agl_m(looks_from_L) if self.low else agl * math.nan
+        self.faults.advance(self.state.t_s, torch.where(true_m.isfinite(), true_m, over_site_m))
         before = self.lander.landed
         self._switch(torch.where(true_m.isfinite(), true_m, over_site_m), agl)
         self.lander = touch(self.lander, true_m.nan_to_num(nan=math.inf))

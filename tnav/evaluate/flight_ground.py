@@ -33,14 +33,6 @@ _REACH_M = 100e3  # beside the map, a vertical enters it from the side, far belo
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """A rim that the map does not have: ground falls away under a lander that comes this low."""
-
-    under_m: float  # height over the map
-    fall_m: float
-
-
-@dataclass(frozen=True, slots=True)
 class Ranges:
     """True ranges along beams, with their angle of incidence."""
 
@@ -103,7 +95,6 @@ class ModelGround:
     def __init__(
         self, scenario: Scenario, terrain_map: Terrain, model: FixModel, batch: int,
         footprint_per_m: float, relief_sigma_m: float, sun_elevation_deg: float,
-        step: Step | None = None,
     ) -> None:  # fmt: skip
         device = terrain_map.device
         error = scenario.map.error_model()
@@ -122,8 +113,6 @@ class ModelGround:
         self.local_m = error.sigma_m * self._normal(batch, 1)[:, 0]
         self._mean_m2 = torch.zeros_like(self.mean_m)
         self._renewed_L: Tensor | None = None
-        self._step = step
-        self._fallen_m = torch.zeros_like(self.mean_m)
 
     def _normal(self, *shape: int) -> Tensor:
         drawn = torch.randn(*shape, generator=self._generator, dtype=torch.float64)
@@ -132,16 +121,13 @@ class ModelGround:
     def agl_m(self, position_L: Float64[Tensor, "b 3"]) -> Float64[Tensor, " b"]:
         """Height over map and error."""
         height_m, there = map_agl_m(self._map, position_L)
-        if self._step is not None:
-            crossed = there & (height_m < self._step.under_m)
-            self._fallen_m = torch.where(crossed, self._step.fall_m, self._fallen_m)
-        return torch.where(there, height_m + self.local_m + self._fallen_m, torch.nan)
+        return torch.where(there, height_m + self.local_m, torch.nan)
 
     def ranges(self, position_L: Float64[Tensor, "b 3"], beam_L: Float64[Tensor, "b 3"]) -> Ranges:
         """To a ground that lies lower than the map by its error, and is rough under its posts."""
         self._travel(position_L)
         lowered = torch.zeros_like(position_L)
-        lowered[:, 2] = self.local_m + self._fallen_m
+        lowered[:, 2] = self.local_m
         hits = cast(self._map, position_L + lowered, beam_L)
         rough = torch.randn(len(position_L), generator=self._relief, dtype=torch.float64)
         range_m = hits.range_m + self._relief_sigma_m * rough.to(self._device)

@@ -1,7 +1,7 @@
 """Closed-loop descents from their recipe: thousands in `model` fidelity, one by one in `image`."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -22,7 +22,7 @@ from tnav.evaluate.descent_record import (
 )
 from tnav.evaluate.fix_model import FixModel, load_fix_model
 from tnav.evaluate.flight import Flight, Progress, footprint_per_m
-from tnav.evaluate.flight_ground import ImageGround, ModelGround, Step
+from tnav.evaluate.flight_ground import ImageGround, ModelGround
 from tnav.evaluate.flight_log import FlightLog, Sample
 from tnav.evaluate.flight_score import ACROSS_MAX_M_S, DOWN_MAX_M_S, Arrays, arrays_of, join
 from tnav.evaluate.scenario import Scenario
@@ -31,6 +31,7 @@ from tnav.files import written_aside
 from tnav.geometry.sun import sun_at
 from tnav.match.weights import default_model
 from tnav.records import Sensor
+from tnav.simulate.faults import Fault
 from tnav.terrain.cache import content_hash, default_cache
 from tnav.terrain.heightfield import Terrain
 from tnav.terrain.site import build_truth, degrade
@@ -63,7 +64,7 @@ def fly_model(
     progress: Progress,
     model: FixModel | None = None,
     keep: int | None = None,
-    step: Step | None = None,
+    faults: Sequence[Fault] = (),
 ) -> Flight:
     """A batch of descents in `model` fidelity; returns the flight, with its log.
 
@@ -75,7 +76,7 @@ def fly_model(
         progress: told what goes on.
         model: of fixes; None: the one among the datasets.
         keep: number of the descent whose whole history is logged, if one.
-        step: of the ground, unknown to the map.
+        faults: what fails.
 
     Raises:
         ConfigError: tight vision, for which there are no matches here.
@@ -95,9 +96,8 @@ def fly_model(
         footprint_per_m(scenario),
         told_of(descent, scenario).relief_sigma_m,
         sun.elevation_deg,
-        step,
     )
-    flight = Flight(descent, scenario, ground, site.terrain_map, batch, keep)
+    flight = Flight(descent, scenario, ground, site.terrain_map, batch, keep, faults)
     flight.fly(progress)
     return flight
 
@@ -112,11 +112,13 @@ def fly_models(descent: Descent, site: Site, count: int, seed: int, progress: Pr
     return join(parts)
 
 
-def fly_image(descent: Descent, world: World, progress: Progress) -> Flight:
+def fly_image(
+    descent: Descent, world: World, progress: Progress, faults: Sequence[Fault] = ()
+) -> Flight:
     """One descent in `image` fidelity, its whole history logged."""
     ground = ImageGround(world, math.radians(descent.star_tracker.sigma_deg))
     map_cpu = world.terrain_map.to("cpu")  # one descent's filter is faster beside the device
-    flight = Flight(descent, world.scenario, ground, map_cpu, 1, keep=0)
+    flight = Flight(descent, world.scenario, ground, map_cpu, 1, keep=0, faults=faults)
     flight.fly(progress)
     return flight
 
