@@ -253,7 +253,13 @@ class FaultKind(StrEnum):
     LATE_ACQUISITION = "late_acquisition"  # expected, never yet seen
     DROPOUT = "dropout"  # seen before, then absent where expected
     ALTIMETER_INCONSISTENT = "altimeter_inconsistent"  # vision and state agree against it
+    ALTIMETER_NOISE = "altimeter_noise"  # ... by scatter, not by an offset
+    STUCK = "stuck"  # it repeats itself while the ground comes nearer
+    NOT_FUSED = "not_fused"  # good ranges that navigation does not take
+    TERRAIN = "terrain"  # altimeter and vision agree against state and map: the ground differs
     VISION_INCONSISTENT = "vision_inconsistent"  # altimeter and state agree against it
+    INERTIAL = "inertial"  # at its limit, silent, or both others disagree with it sideways too
+    SPURIOUS_EVENT = "spurious_event"  # a touchdown high above the ground
     UNDECIDED = "undecided"  # both disagree with the state: no third witness
 
 

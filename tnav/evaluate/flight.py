@@ -8,7 +8,8 @@ noise is drawn on the host, step by step.
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 
 import torch
 from jaxtyping import Bool, Float64
@@ -18,10 +19,11 @@ from tnav.evaluate.descent_plan import Descent, told_of
 from tnav.evaluate.flight_faults import Injection
 from tnav.evaluate.flight_ground import Exposure, Ground, map_agl_m
 from tnav.evaluate.flight_log import FlightLog, height_over_site_m
+from tnav.evaluate.flight_monitor import FlightMonitor
+from tnav.evaluate.flight_start import footprint_per_m, start
 from tnav.evaluate.scenario import Scenario
 from tnav.evaluate.world import R_B_C
 from tnav.geometry.moon import altitude_m
-from tnav.geometry.pose import so3_exp
 from tnav.navigate.filter import (
     agl_sigma_m,
     over_map_L,
@@ -35,7 +37,7 @@ from tnav.navigate.filter import (
 )
 from tnav.navigate.map_error import travel
 from tnav.navigate.mechanisation import POSITION
-from tnav.navigate.state import FilterState, GatePolicy, clone, initial_state
+from tnav.navigate.state import FilterState, GatePolicy, clone
 from tnav.navigate.tight import update_tight
 from tnav.records import AltimeterReading, InertialIncrements, Innovation, StarTrackerReading
 from tnav.simulate.altimeter import beam_L, draw_altimeter, read_ranges
@@ -43,66 +45,23 @@ from tnav.simulate.faults import Fault
 from tnav.simulate.guidance import before_guidance, guide, plan_descent
 from tnav.simulate.inertial import draw_inertial, read_increments, walk_biases
 from tnav.simulate.instruments import TouchdownState, read_attitude, read_touchdown, tag_exposure
-from tnav.simulate.lander import LanderState, at_start, forward_L, initial_orbit, step, touch
+from tnav.simulate.lander import step, touch
 from tnav.terrain.heightfield import Terrain
 
 Progress = Callable[[str, float], None]  # what is done now, share of the longest flight
 
-_HALF_FOV_MAX_RAD = math.radians(75)  # a fisheye sees further, but learns no more out there
 # Ranges are predicted from where one of the descents comes this near to what is promised.
 _NEAR = 1.5
+_THRUSTING_M_S2 = 0.5  # a command under which an inertial unit may read nothing
 _LOW_M = 20e3  # under which true heights over the ground are looked at, and with them contact
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
-    """Where a batch of descents begins, in truth and in navigation."""
+class Monitoring(StrEnum):
+    """What becomes of verdicts."""
 
-    lander: LanderState
-    state: FilterState
-
-
-def start(descent: Descent, scenario: Scenario, batch: int, device: torch.device) -> Started:
-    """Draws the truth about the plan, and navigation about the truth."""
-    spread, guidance, frame = descent.dispersion, descent.guidance, scenario.site.frame
-    generator = torch.Generator().manual_seed(scenario.seeds.initial)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(batch, *shape, generator=generator, dtype=torch.float64).to(device)
-
-    downrange_m = torch.full((batch,), guidance.start_downrange_m, dtype=torch.float64)
-    planned_L, planned_v_L = initial_orbit(
-        frame, guidance.orbit, downrange_m.to(device), guidance.approach_azimuth_deg
-    )
-    position_L = planned_L + spread.orbit_position_m * normal(3)
-    velocity_L = planned_v_L + spread.orbit_velocity_m_s * normal(3)
-    lander = at_start(
-        descent.lander,
-        0.0,
-        position_L,
-        velocity_L,
-        -velocity_L,
-        forward_L(guidance.approach_azimuth_deg).to(device),
-        1 + spread.thrust * normal(),
-    )
-    sigma_rad = math.radians(spread.attitude_deg)
-    state = initial_state(
-        0.0,
-        position_L + spread.position_m * normal(3),
-        velocity_L + spread.velocity_m_s * normal(3),
-        so3_exp(sigma_rad * normal(3)) @ lander.R_L_B,
-        position_sigma_m=spread.position_m,
-        velocity_sigma_m_s=spread.velocity_m_s,
-        attitude_sigma_rad=sigma_rad,
-        config=told_of(descent, scenario),
-    )
-    return Started(lander, state)
-
-
-def footprint_per_m(scenario: Scenario) -> float:
-    """Side of the ground in view over the height."""
-    half_rad = scenario.camera.camera().fov_rad / 2
-    return 2 * math.tan(min(half_rad, _HALF_FOV_MAX_RAD))
+    OFF = "off"
+    WATCHES = "watches"  # they are written down
+    ACTS = "acts"  # navigation and guidance follow them
 
 
 class Flight:
@@ -117,6 +76,7 @@ class Flight:
         batch: int,
         keep: int | None = None,
         faults: Sequence[Fault] = (),
+        monitor: Monitoring = Monitoring.OFF,
     ) -> None:
         """All random draws follow from the scenario's seeds.
 
@@ -128,6 +88,7 @@ class Flight:
             batch: number of descents.
             keep: number of the descent whose whole history is logged, if one.
             faults: what fails.
+            monitor: whether verdicts are given, and acted on.
         """
         device, seeds = terrain_map.device, scenario.seeds
         self.descent, self.scenario, self.ground, self.map = descent, scenario, ground, terrain_map
@@ -154,6 +115,12 @@ class Flight:
         # Height at which the engines were cut off in the air, for good; NaN where they were not.
         self.cut_off_agl_m = torch.full_like(self.lander.propellant_kg, math.nan)
         self.faults = Injection(faults, batch, seeds.fault, device)
+        self.monitor: FlightMonitor | None = None
+        if monitor is not Monitoring.OFF:
+            acts = monitor is Monitoring.ACTS
+            self.monitor = FlightMonitor(
+                descent, self.state, terrain_map, self.config, self.frame, acts
+            )
         self.log = FlightLog(batch, device, keep)
 
     def fly(self, progress: Progress) -> FlightLog:
@@ -213,6 +180,8 @@ class Flight:
         delta_v_B, delta_theta_B = self.faults.increments(k * dt_s, dt_s, delta_v_B, delta_theta_B)
         increments = InertialIncrements(k * dt_s, dt_s, delta_v_B, delta_theta_B)
         self.state = propagate(self.state, increments, self.frame, self.config)
+        if self.monitor is not None:
+            self.monitor.propagate(increments, command_L.norm(dim=-1) > _THRUSTING_M_S2)
         period = descent.steps(1 / descent.star_tracker.rate_hz)
         # Between exposures: a fix is solved with an attitude of its own.
         if k % period == period // 2:
@@ -223,6 +192,8 @@ class Flight:
         if descent.with_altimeter and self.near and ranging:
             self._range()
         self._contact(k)
+        if self.monitor is not None:
+            self.state = self.monitor.act(self.state)
 
     def expected_agl_m(self) -> tuple[Float64[Tensor, " b"], Float64[Tensor, " b"]]:
         """Height over ground as navigation has it, and its sigma; far away, over the sphere."""
@@ -237,6 +208,8 @@ class Flight:
         read = read_attitude(tracker, self.lander.R_L_B, self.noise["star_tracker"])
         reading = StarTrackerReading(self.state.t_s, read, math.radians(tracker.sigma_deg))
         self.state, innovation = update_star_tracker(self.state, reading, self.config)
+        if self.monitor is not None:
+            self.monitor.stars(reading)
         self.log.innovation(innovation, self.lander)
 
     def _vision(self, k: int) -> None:
@@ -246,6 +219,10 @@ class Flight:
         if self.pending is not None and self.pending.due == k:
             exposure, star = self.pending.exposure, self.pending.star
             self.pending = None
+            if self.monitor is not None:
+                self.monitor.fix(exposure, star.t_s)
+                heard = exposure.available & ~self.monitor.blame.vision
+                exposure = replace(exposure, available=heard)
             if self.descent.tight_vision:
                 self.state, innovation = self._tight(exposure, star)
             else:
@@ -270,6 +247,8 @@ class Flight:
         if not bool(wanted.any()):
             return
         self.state = clone(self._travelled(agl))
+        if self.monitor is not None:
+            self.monitor.expose(self.footprint_per_m * agl.clamp_min(1.0))
         stars = read_attitude(
             self.descent.star_tracker, self.lander.R_L_B, self.noise["star_tracker"]
         )
@@ -329,20 +308,40 @@ class Flight:
             self.noise["altimeter"],
         )
         range_m, valid = self.faults.ranges(t_s, range_m, valid, true, self.lander, beam, altimeter)
-        valid = self.faults.fused(t_s, valid)
+        delivered = AltimeterReading(t_s, range_m, valid)
+        given = self.faults.fused(t_s, valid)
+        if self.monitor is not None and self.monitor.acts:
+            blame = self.monitor.blame
+            given = torch.where(blame.unfused, valid, given) & ~blame.altimeter
         relief_m2 = None
         if self.config.altimeter_gate is GatePolicy.TERRAIN_AWARE:
             # Ground that nobody ranges to need not be known.
             relief_m2 = valid * relief_around_m2(self.state, self.map, self.spec)
-        self.state = self._travelled(self.expected_agl_m()[0], relief_m2)
-        reading = AltimeterReading(self.state.t_s, range_m, valid)
+        agl_m = self.expected_agl_m()[0]
+        self.state = self._travelled(agl_m, relief_m2)
+        reading = AltimeterReading(self.state.t_s, range_m, given)
         prediction, H = predict_range(self.state, self.map, self.spec, self.config, age_s)
         self.state, innovation = update_altimeter(
             self.state, reading, prediction, H, self.spec, self.config
         )
+        if self.monitor is not None:
+            footprint_m = self.footprint_per_m * agl_m.clamp_min(1.0)
+            self.monitor.range(
+                delivered,
+                innovation,
+                footprint_m,
+                relief_m2,
+                age_s,
+                ~self.lander.landed,
+            )
         self.log.innovation(innovation, self.lander)
 
-    def _switch(self, true_m: Float64[Tensor, " b"], agl: Float64[Tensor, " b"]) -> None:
+    def _switch(
+        self,
+        true_m: Float64[Tensor, " b"],
+        agl: Float64[Tensor, " b"],
+        sigma_m: Float64[Tensor, " b"],
+    ) -> None:
         """Engines are off for good once the armed switch says contact."""
         switch = self.descent.touchdown
         t_s = self.state.t_s
@@ -350,6 +349,8 @@ class Flight:
             switch, self.probes, true_m, t_s, self.noise["touchdown"]
         )
         contact = self.faults.contact(t_s, contact)
+        if self.monitor is not None:
+            contact = self.monitor.contact(contact & ~self.lander.landed, agl, sigma_m)
         first = ~self.lander.landed & ~self.cut_off_agl_m.isfinite()
         cut = first & contact & (agl < switch.armed_below_m) & (true_m > 0)
         self.cut_off_agl_m = torch.where(cut, true_m, self.cut_off_agl_m)
@@ -365,7 +366,7 @@ class Flight:
         true_m = self.ground.agl_m(looks_from_L) if self.low else agl * math.nan
         self.faults.advance(self.state.t_s, torch.where(true_m.isfinite(), true_m, over_site_m))
         before = self.lander.landed
-        self._switch(torch.where(true_m.isfinite(), true_m, over_site_m), agl)
+        self._switch(torch.where(true_m.isfinite(), true_m, over_site_m), agl, sigma_m)
         self.lander = touch(self.lander, true_m.nan_to_num(nan=math.inf))
         just = self.lander.landed & ~before
         self.log.touchdown(just, self.lander, self.state, agl - true_m, sigma_m)

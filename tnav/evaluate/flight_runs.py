@@ -21,10 +21,11 @@ from tnav.evaluate.descent_record import (
     Touchdown,
 )
 from tnav.evaluate.fix_model import FixModel, load_fix_model
-from tnav.evaluate.flight import Flight, Progress, footprint_per_m
+from tnav.evaluate.flight import Flight, Monitoring, Progress
 from tnav.evaluate.flight_ground import ImageGround, ModelGround
 from tnav.evaluate.flight_log import FlightLog, Sample
 from tnav.evaluate.flight_score import ACROSS_MAX_M_S, DOWN_MAX_M_S, Arrays, arrays_of, join
+from tnav.evaluate.flight_start import footprint_per_m
 from tnav.evaluate.scenario import Scenario
 from tnav.evaluate.world import World, build_world
 from tnav.files import written_aside
@@ -65,6 +66,7 @@ def fly_model(
     model: FixModel | None = None,
     keep: int | None = None,
     faults: Sequence[Fault] = (),
+    monitor: Monitoring = Monitoring.OFF,
 ) -> Flight:
     """A batch of descents in `model` fidelity; returns the flight, with its log.
 
@@ -77,6 +79,7 @@ def fly_model(
         model: of fixes; None: the one among the datasets.
         keep: number of the descent whose whole history is logged, if one.
         faults: what fails.
+        monitor: whether verdicts are given, and acted on.
 
     Raises:
         ConfigError: tight vision, for which there are no matches here.
@@ -97,7 +100,7 @@ def fly_model(
         told_of(descent, scenario).relief_sigma_m,
         sun.elevation_deg,
     )
-    flight = Flight(descent, scenario, ground, site.terrain_map, batch, keep, faults)
+    flight = Flight(descent, scenario, ground, site.terrain_map, batch, keep, faults, monitor)
     flight.fly(progress)
     return flight
 

@@ -1,11 +1,12 @@
 """What the navigation filter believes of its sensors, and its estimate with covariance."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
+from typing import Any
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from tnav.errors import ConfigError
@@ -229,3 +230,13 @@ def corrected(
 def core_sigma(state: FilterState) -> Float64[Tensor, "b 23"]:
     """1-sigma of the errors of now, in the covariance's order."""
     return state.covariance.diagonal(dim1=-2, dim2=-1)[:, :CORE].clamp_min(0.0).sqrt()
+
+
+def chosen(here: Bool[Tensor, " b"], a: FilterState, b: FilterState) -> FilterState:
+    """State ``a`` where true, ``b`` elsewhere; of one epoch, cloned at one exposure."""
+    parts: dict[str, Any] = {}
+    for field in fields(FilterState):
+        x, y = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(x, Tensor):
+            parts[field.name] = torch.where(here.view(-1, *([1] * (x.dim() - 1))), x, y)
+    return replace(b, **parts)

@@ -1,0 +1,232 @@
+"""The monitor in the closed loop: a filter without altimeter beside navigation's, and what is done.
+
+Where the monitor names the altimeter, navigation goes on with the filter that never heard it;
+where it names vision or the ground, with a height that the next readings set anew.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float64
+from torch import Tensor
+
+from tnav.evaluate.descent_plan import Descent
+from tnav.evaluate.flight_ground import Exposure
+from tnav.evaluate.world import R_B_C
+from tnav.geometry.moon import LocalFrame
+from tnav.monitor.integrity import RiskBudget
+from tnav.monitor.statistics import chi_square_quantile
+from tnav.monitor.thresholds import DescentSamples, Rates, Tuning, thresholds
+from tnav.monitor.verdicts import decide
+from tnav.monitor.watch import (
+    KINDS,
+    RangeLook,
+    Watch,
+    WatchSetup,
+    watch_fix,
+    watch_increments,
+    watch_range,
+    watch_stars,
+)
+from tnav.navigate.filter import (
+    predict_range,
+    propagate,
+    update_ground,
+    update_star_tracker,
+    update_vision,
+)
+from tnav.navigate.map_error import travel
+from tnav.navigate.mechanisation import MAP_LOCAL, POSITION
+from tnav.navigate.state import FilterConfig, FilterState, chosen, clone
+from tnav.records import (
+    AltimeterReading,
+    FaultKind,
+    InertialIncrements,
+    Innovation,
+    StarTrackerReading,
+)
+from tnav.terrain.heightfield import Terrain
+
+_RANGING_S = 120.0  # a descent within the altimeter's promise, about
+_SEEING_S = 150.0  # and within the camera's
+_WITNESS = 1e-3  # a fix of six components that agrees is not rarer than this
+_WAITS = 1.5  # intervals of fixes until vision's silence counts
+_FAULTS = (1e-2,)  # of the altimeter, per descent: assumed, no statistic of flights
+_LOOKS = 30.0  # independent comparisons of heights a descent: one a fix
+# Contact counts where the ground may be this near: an interlock, in sigma and in metres.
+_CONTACT_SIGMA, _CONTACT_M = 6.0, 3.0
+_BLAMED = {
+    "altimeter": (
+        FaultKind.ALTIMETER_INCONSISTENT,
+        FaultKind.ALTIMETER_NOISE,
+        FaultKind.STUCK,
+    ),
+    "vision": (FaultKind.VISION_INCONSISTENT,),
+}
+
+
+def watch_setup(descent: Descent, rates: Rates | None = None) -> WatchSetup:
+    """What the monitor is told of a descent: rates of its sensors, their specifications."""
+    spec, timing = descent.altimeter.spec(), descent.timing
+    steps = math.ceil(descent.duration_max_s / descent.step_s)
+    tuning = Tuning(
+        range_noise_m=spec.noise_floor_m,
+        range_resolution_m=max(descent.altimeter.resolution_m, 1e-3),
+        detection_probability=min(spec.detection_probability, 0.99),
+        specific_force_max_m_s2=descent.inertial.accelerometer_max_m_s2,
+        rate_max_rad_s=descent.inertial.gyro_max_rad_s,
+    )
+    samples = DescentSamples(
+        altimeter=math.ceil(_RANGING_S * spec.rate_hz),
+        vision=math.ceil(_SEEING_S / timing.interval_s),
+        star_tracker=math.ceil(descent.duration_max_s * descent.star_tracker.rate_hz),
+        inertial=steps,
+    )
+    return WatchSetup(
+        spec=spec,
+        thresholds=thresholds(rates or Rates(), samples, tuning),
+        tuning=tuning,
+        multipliers=RiskBudget(fault_probabilities=_FAULTS, looks=_LOOKS).multipliers(),
+        wait_s=_WAITS * timing.interval_s + timing.latency_s,
+        blind_below_m=descent.seeing.agl_min_m,
+        witness_nis=chi_square_quantile(_WITNESS, 6),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """Whom navigation hears no more, and what it is told besides."""
+
+    altimeter: Bool[Tensor, " b"]
+    vision: Bool[Tensor, " b"]
+    terrain: Bool[Tensor, " b"]
+    unfused: Bool[Tensor, " b"]
+
+
+class FlightMonitor:
+    """Sub-filters, detectors and verdicts of a batch; told what navigation is told."""
+
+    def __init__(
+        self, descent: Descent, state: FilterState, terrain_map: Terrain, config: FilterConfig,
+        frame: LocalFrame, acts: bool,
+    ) -> None:  # fmt: skip
+        """Beside a filter at its start.
+
+        Args:
+            descent: the recipe.
+            state: of navigation.
+            terrain_map: its map.
+            config: of its filter.
+            frame: of L.
+            acts: verdicts change what navigation hears; otherwise they are written down.
+        """
+        self.setup, self.acts = watch_setup(descent), acts
+        self.spec, self.config, self.frame, self.map = self.setup.spec, config, frame, terrain_map
+        self.batch = len(state.position_L)
+        self.alone = state
+        self.watch = Watch.fresh(self.batch, self.setup.tuning, terrain_map.device)
+        self.blame = self._blame()
+        self.with_vision, self.with_altimeter = descent.with_vision, descent.with_altimeter
+
+    def propagate(self, increments: InertialIncrements, thrusting: Bool[Tensor, " b"]) -> None:
+        """One step."""
+        self.alone = propagate(self.alone, increments, self.frame, self.config)
+        self.watch = watch_increments(
+            self.watch, increments.t_s, increments.dt_s, increments.delta_v_B,
+            increments.delta_theta_B, thrusting, self.setup,
+        )  # fmt: skip
+
+    def stars(self, reading: StarTrackerReading) -> None:
+        """One attitude."""
+        self.alone, innovation = update_star_tracker(self.alone, reading, self.config)
+        self.watch = watch_stars(self.watch, innovation, self.setup)
+
+    def expose(self, footprint_m: Float64[Tensor, " b"]) -> None:
+        """An exposure: keeps the pose."""
+        self.alone = clone(travel(self.alone, footprint_m, self.config))
+
+    def fix(self, exposure: Exposure, exposed_s: float) -> None:
+        """The fix of an image, to the sub-filter that hears vision."""
+        self.alone, own = update_vision(
+            self.alone, exposure.fix, exposure.available, R_B_C, self.config
+        )
+        self.alone, _ = update_ground(
+            self.alone,
+            exposure.ground_error_m,
+            exposure.ground_variance_m2,
+            exposure.available,
+            self.config,
+        )
+        self.watch = watch_fix(self.watch, exposed_s, own, self.setup)
+
+    def range(
+        self,
+        reading: AltimeterReading,
+        own: Innovation,
+        footprint_m: Float64[Tensor, " b"],
+        relief_m2: Float64[Tensor, " b"] | None,
+        age_s: float,
+        aloft: Bool[Tensor, " b"],
+    ) -> None:
+        """One epoch of the altimeter, to the sub-filter that hears it.
+
+        Args:
+            reading: as delivered.
+            own: its innovation in navigation, which may have been given less.
+            footprint_m: of the camera, as navigation has it.
+            relief_m2: around, as navigation has it.
+            age_s: of the reading.
+            aloft: has not touched down.
+        """
+        self.alone = travel(self.alone, footprint_m, self.config, relief_m2)
+        alone, _ = predict_range(self.alone, self.map, self.spec, self.config, age_s)
+        look = RangeLook(reading.t_s, reading.range_m, reading.valid, own.fused, aloft, alone, own)
+        self.watch = watch_range(self.watch, look, self.setup)
+
+    def contact(
+        self,
+        contact: Bool[Tensor, " b"],
+        agl_m: Float64[Tensor, " b"],
+        sigma_m: Float64[Tensor, " b"],
+    ) -> Bool[Tensor, " b"]:
+        """Contacts that are believed: those that the ground may be near enough for."""
+        near = agl_m < _CONTACT_M + _CONTACT_SIGMA * sigma_m
+        self.watch = replace(self.watch, spurious=self.watch.spurious | (contact & ~near))
+        return contact & near if self.acts else contact
+
+    def act(self, state: FilterState) -> FilterState:
+        """Verdicts of now, and navigation's state after them."""
+        self.watch = decide(self.watch, state.t_s, self.setup)
+        if not self.acts:
+            return state
+        before, self.blame = self.blame, self._blame()
+        rid = self.blame.altimeter & ~before.altimeter
+        state = chosen(rid, self.alone, state)
+        opened = (self.blame.terrain & ~before.terrain) | (self.blame.vision & ~before.vision)
+        self.alone = _opened(self.alone, opened, self.watch.size_m)
+        return _opened(state, opened, self.watch.size_m)
+
+    def _blame(self) -> Blame:
+        kind = self.watch.kind
+
+        def any_of(kinds: tuple[FaultKind, ...]) -> Bool[Tensor, " b"]:
+            return torch.stack([kind == KINDS.index(each) for each in kinds]).any(0)
+
+        return Blame(
+            any_of(_BLAMED["altimeter"]),
+            any_of(_BLAMED["vision"]),
+            any_of((FaultKind.TERRAIN,)),
+            any_of((FaultKind.NOT_FUSED,)),
+        )
+
+
+def _opened(
+    state: FilterState, here: Bool[Tensor, " b"], size_m: Float64[Tensor, " b"]
+) -> FilterState:
+    """Opens the height for a step of the ground: the next readings set it anew."""
+    covariance = state.covariance.clone()
+    added = torch.where(here, size_m.square(), 0.0)
+    covariance[:, POSITION.start + 2, POSITION.start + 2] += added
+    covariance[:, MAP_LOCAL, MAP_LOCAL] += 0.01 * added
+    return replace(state, covariance=covariance)

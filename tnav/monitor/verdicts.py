@@ -1,0 +1,163 @@
+"""From evidence to verdicts, for ``b`` descents at once (table of ``tnav.monitor.watch``).
+
+An alert is raised with the first evidence, undecided until its witness has spoken. A verdict that
+names somebody stands to the end; only that on absent ranges ends when they come.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float64, Int64
+from torch import Tensor
+
+from tnav.monitor.absence_checks import Outage
+from tnav.monitor.watch import (
+    ALIKE_SHARE,
+    ALIKE_SIGMA,
+    HEALTHY,
+    KINDS,
+    SIDEWAYS_SIGMA,
+    UNDECIDED,
+    Watch,
+    WatchSetup,
+)
+from tnav.records import FaultKind
+
+_FRESH_S = 1.0  # a range is a witness for so long
+_CODE = {kind: code for code, kind in enumerate(KINDS)}
+_ABSENT = (_CODE[FaultKind.LATE_ACQUISITION], _CODE[FaultKind.DROPOUT])
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Who is in doubt now."""
+
+    ranges: Bool[Tensor, " b"]
+    fixes: Bool[Tensor, " b"]
+    inertial: Bool[Tensor, " b"]
+    onset_s: Float64[Tensor, " b"]  # earliest of the alarms that stand; NaN without
+    range_onset_s: Float64[Tensor, " b"]
+
+
+def evidence_of(watch: Watch) -> Evidence:
+    """Alarms that stand."""
+    on_ranges = [
+        (watch.range_count.alarm, watch.range_count.onset_s),
+        (watch.range_shift.alarm, watch.range_shift.onset_s),
+        (watch.change.jump.alarm, watch.change.jump.onset_s),
+        (watch.change.ramp.alarm, watch.change.ramp.onset_s),
+        (watch.range_scatter.inflated, watch.range_scatter.onset_s),
+    ]
+    on_fixes = [
+        (watch.fix_count.alarm, watch.fix_count.onset_s),
+        (watch.fix_shift.alarm, watch.fix_shift.onset_s),
+    ]
+    on_unit = [
+        (watch.inertial.alarm, watch.inertial.onset_s),
+        (watch.star_shift.alarm, watch.star_shift.onset_s),
+    ]
+    alone = [
+        (watch.absence.alarm, watch.absence.onset_s),
+        (watch.stuck.alarm, watch.stuck.onset_s),
+        (watch.unfused.alarm, watch.unfused.onset_s),
+        (watch.apart, watch.apart_s),
+    ]
+    return Evidence(
+        _any(on_ranges),
+        _any(on_fixes),
+        _any(on_unit),
+        _earliest([*on_ranges, *on_fixes, *on_unit, *alone]),
+        _earliest(on_ranges),
+    )
+
+
+def decide(watch: Watch, t_s: float, setup: WatchSetup) -> Watch:
+    """Raises alerts and names whom the evidence accuses.
+
+    Args:
+        watch: after everything that spoke up to now.
+        t_s: now.
+    """
+    found = evidence_of(watch)
+    doubt = found.ranges | found.fixes | watch.apart
+    certain = watch.absence.alarm | watch.stuck.alarm | watch.unfused.alarm | watch.spurious
+    alarm = doubt | certain | found.inertial
+    accused_s = torch.where(watch.accused_s.isnan() & doubt, t_s, watch.accused_s)
+    kind = _named(watch, found, t_s, setup)
+    # The verdict that stands, unless it was on ranges that have come, or on nobody.
+    absent = _is_one_of(watch.kind, _ABSENT)
+    over = absent & ~watch.absence.alarm
+    open_ = over | absent | (watch.kind == HEALTHY) | (watch.kind == UNDECIDED)
+    still = torch.where(over | ((watch.kind == UNDECIDED) & ~alarm), HEALTHY, watch.kind)
+    raised = torch.where(kind != HEALTHY, kind, torch.where(alarm, UNDECIDED, still))
+    now = torch.where(open_, raised, watch.kind)
+    named = (now != HEALTHY) & (now != UNDECIDED)
+    first = watch.named_s.isnan() & named
+    return replace(
+        watch,
+        accused_s=torch.where(doubt, accused_s, math.nan),
+        doubted=watch.doubted | found.fixes,
+        kind=now,
+        first_kind=torch.where(first, now, watch.first_kind),
+        named_s=torch.where(first, t_s, watch.named_s),
+        onset_s=torch.where(watch.alert_s.isnan() & alarm, found.onset_s, watch.onset_s),
+        alert_s=torch.where(watch.alert_s.isnan() & alarm, t_s, watch.alert_s),
+        size_m=torch.where(first, watch.range_up_m, watch.size_m),
+    )
+
+
+def _named(watch: Watch, found: Evidence, t_s: float, setup: WatchSetup) -> Int64[Tensor, " b"]:
+    """Code of the verdict that the evidence supports now; HEALTHY where it names nobody."""
+    since_s = torch.where(found.range_onset_s.isnan(), watch.apart_s, found.range_onset_s)
+    # Vision has spoken since, or never will: its silence is overdue, or it is too low to see.
+    late = watch.blind | (t_s - watch.accused_s > setup.wait_s)
+    heard = (watch.fix_s >= since_s) | (late & watch.fix_s.isfinite())
+    agrees, fix_m = watch.fix_agrees, watch.fix_up_m
+    sigma_m = torch.hypot(watch.fix_sigma_m, watch.range_sigma_m)
+    apart_m = (watch.range_up_m - fix_m).abs()
+    displaced = fix_m.abs() > ALIKE_SIGMA * watch.fix_sigma_m
+    alike = displaced & (apart_m < ALIKE_SIGMA * sigma_m + ALIKE_SHARE * fix_m.abs())
+    across = watch.fix_across_sigma > SIDEWAYS_SIGMA
+    in_doubt = (found.ranges | watch.apart) & ~watch.doubted
+    offset = watch.change.jump.alarm | watch.range_shift.alarm | watch.change.ramp.alarm
+    noisy = watch.range_scatter.inflated & ~offset
+    fresh = watch.range_s >= t_s - _FRESH_S
+
+    code = torch.full_like(watch.kind, HEALTHY)
+    outage = torch.where(
+        watch.absence.kind == int(Outage.LATE_ACQUISITION),
+        _CODE[FaultKind.LATE_ACQUISITION],
+        _CODE[FaultKind.DROPOUT],
+    )
+    # From the weakest to the strongest claim: the last one stands.
+    for claim, kind in (
+        (watch.absence.alarm, outage),
+        (found.fixes & ~found.ranges & fresh & ~agrees, FaultKind.VISION_INCONSISTENT),
+        (in_doubt & heard & agrees, FaultKind.ALTIMETER_INCONSISTENT),
+        (in_doubt & heard & agrees & noisy, FaultKind.ALTIMETER_NOISE),
+        (found.ranges & heard & ~agrees & alike & ~across, FaultKind.TERRAIN),
+        (found.ranges & heard & ~agrees & across, FaultKind.INERTIAL),
+        (watch.unfused.alarm, FaultKind.NOT_FUSED),
+        (watch.stuck.alarm, FaultKind.STUCK),
+        (found.inertial, FaultKind.INERTIAL),
+        (watch.spurious, FaultKind.SPURIOUS_EVENT),
+    ):
+        value = kind if isinstance(kind, Tensor) else torch.full_like(code, _CODE[kind])
+        code = torch.where(claim, value, code)
+    return code
+
+
+def _is_one_of(kind: Int64[Tensor, " b"], codes: tuple[int, ...]) -> Bool[Tensor, " b"]:
+    return torch.stack([kind == code for code in codes]).any(0)
+
+
+def _any(alarms: list[tuple[Tensor, Tensor]]) -> Bool[Tensor, " b"]:
+    return torch.stack([alarm for alarm, _ in alarms]).any(0)
+
+
+def _earliest(alarms: list[tuple[Tensor, Tensor]]) -> Float64[Tensor, " b"]:
+    """Earliest onset of the alarms that stand; NaN without one."""
+    onset_s = torch.stack([torch.where(alarm, at_s, math.inf) for alarm, at_s in alarms])
+    first_s = onset_s.nan_to_num(nan=math.inf).amin(0)
+    return torch.where(first_s.isfinite(), first_s, math.nan)

@@ -1,0 +1,271 @@
+"""The monitor of ``b`` descents in closed loop: evidence, and who it accuses.
+
+Beside navigation runs a filter that never hears the altimeter. Each sensor is tested where its
+innovations are white: ranges in navigation's own filter, fixes in the one without altimeter. What
+that one predicts is the independent word on a range (solution separation with one sub-filter):
+
+==================== ==================== =======================================================
+altimeter disagrees  vision disagrees     verdict
+==================== ==================== =======================================================
+yes                  no, and spoke since  the altimeter, by kind: stuck, noise, else inconsistent
+no, and spoke since  yes                  vision
+yes                  yes, as much, upward the ground is not that of the map; the altimeter is well
+yes                  yes, sideways too    inertial unit
+yes                  silent               undecided, once vision's next word is overdue
+==================== ==================== =======================================================
+
+Fixes and ranges that come apart slowly, because navigation follows both, show in the mean of the
+last ranges against the filter without altimeter; then the altimeter is accused if vision was never
+in doubt, because single fixes share no error that grows. Inertial tests, touchdown flags, absent,
+repeated and unused ranges need no second witness.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float64, Int64
+from torch import Tensor
+
+from tnav.monitor.absence_checks import Absence, Unfused, update_absence, update_unfused
+from tnav.monitor.altimeter_checks import Stuck, update_stuck
+from tnav.monitor.changes import ChangeWindow, update_change
+from tnav.monitor.detectors import (
+    GateCount,
+    Scatter,
+    Shift,
+    pushed,
+    update_count,
+    update_scatter,
+    update_shift,
+)
+from tnav.monitor.inertial_checks import Inertial, update_inertial
+from tnav.monitor.integrity import Multipliers
+from tnav.monitor.statistics import normalised
+from tnav.monitor.thresholds import Thresholds, Tuning
+from tnav.records import AltimeterSpec, FaultKind, Innovation, RangePrediction
+
+KINDS = tuple(FaultKind)  # verdicts are kept as indices of it
+HEALTHY, UNDECIDED = KINDS.index(FaultKind.HEALTHY), KINDS.index(FaultKind.UNDECIDED)
+_VISION = 6  # components of a fix
+_UP = 2
+# Both sensors were displaced alike: by this many sigma of their difference, or this share of it.
+ALIKE_SIGMA, ALIKE_SHARE = 4.0, 0.05
+SIDEWAYS_SIGMA = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class WatchSetup:
+    """What the monitor is told before a descent."""
+
+    spec: AltimeterSpec
+    thresholds: Thresholds
+    tuning: Tuning
+    multipliers: Multipliers  # of one solution: without altimeter
+    wait_s: float  # for vision's next word
+    witness_nis: float  # a fix of six components agrees below this
+    blind_below_m: float  # of range: no images are taken there, and the last fix is the witness
+    range_margin_sigma: float = 3.0
+    incidence_margin_deg: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class RangeLook:
+    """One epoch of the altimeter, as delivered, and what was expected of it."""
+
+    t_s: float
+    range_m: Float64[Tensor, " b"]
+    valid: Bool[Tensor, " b"]
+    fused: Bool[Tensor, " b"]  # by navigation
+    aloft: Bool[Tensor, " b"]  # on the ground, nothing is expected
+    alone: RangePrediction  # of the sub-filter without altimeter
+    own: Innovation  # of navigation
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Detectors and verdicts of ``b`` descents."""
+
+    absence: Absence
+    unfused: Unfused
+    stuck: Stuck
+    range_count: GateCount
+    range_scatter: Scatter
+    range_shift: Shift
+    change: ChangeWindow
+    fix_count: GateCount
+    fix_shift: Shift
+    star_shift: Shift
+    inertial: Inertial
+    fix_s: Float64[Tensor, " b"]  # exposure of the last fix; -inf before
+    fix_agrees: Bool[Tensor, " b"]
+    fix_up_m: Float64[Tensor, " b"]  # how far it was above the state without altimeter ...
+    fix_sigma_m: Float64[Tensor, " b"]
+    fix_across_sigma: Float64[Tensor, " b"]  # ... and aside of it, in sigma
+    range_s: Float64[Tensor, " b"]  # last valid range
+    range_up_m: Float64[Tensor, " b"]  # how much farther than without altimeter
+    range_sigma_m: Float64[Tensor, " b"]
+    off_sigma: Float64[Tensor, "b w"]  # last ranges less what was expected without altimeter
+    taken: Int64[Tensor, " b"]  # of them, up to the window
+    apart: Bool[Tensor, " b"]  # their mean is too far from zero
+    apart_s: Float64[Tensor, " b"]  # since
+    blind: Bool[Tensor, " b"]  # so low that vision has had its last word
+    doubted: Bool[Tensor, " b"]  # vision ever was
+    protection_m: Float64[Tensor, " b"]  # of the height
+    spurious: Bool[Tensor, " b"]
+    accused_s: Float64[Tensor, " b"]  # first evidence that waits for a verdict; NaN without
+    kind: Int64[Tensor, " b"]  # verdict that stands
+    first_kind: Int64[Tensor, " b"]  # first one that was named
+    onset_s: Float64[Tensor, " b"]  # of the first evidence
+    alert_s: Float64[Tensor, " b"]  # first alert of any kind; NaN without
+    named_s: Float64[Tensor, " b"]  # first verdict other than UNDECIDED
+    size_m: Float64[Tensor, " b"]  # of a step, upward
+
+    @staticmethod
+    def fresh(batch: int, tuning: Tuning, device: torch.device | str) -> "Watch":
+        """Before a descent."""
+        no = torch.zeros(batch, dtype=torch.bool, device=device)
+        zero = torch.zeros(batch, dtype=torch.float64, device=device)
+        never, code = torch.full_like(zero, math.nan), torch.zeros_like(no, dtype=torch.int64)
+        long_ago = torch.full_like(zero, -math.inf)
+        return Watch(
+            absence=Absence.fresh(batch, device),
+            unfused=Unfused.fresh(batch, device),
+            stuck=Stuck.fresh(batch, device),
+            range_count=GateCount.fresh(batch, tuning.altimeter.count_window, device),
+            range_scatter=Scatter.fresh(batch, tuning.altimeter.scatter_window, device),
+            range_shift=Shift.fresh(batch, 1, device),
+            change=ChangeWindow.fresh(batch, tuning.change_window, device),
+            fix_count=GateCount.fresh(batch, tuning.vision.count_window, device),
+            fix_shift=Shift.fresh(batch, _VISION, device),
+            star_shift=Shift.fresh(batch, 3, device),
+            inertial=Inertial.fresh(batch, device),
+            fix_s=long_ago, fix_agrees=no, fix_up_m=zero, fix_sigma_m=zero, fix_across_sigma=zero,
+            range_s=long_ago, range_up_m=zero, range_sigma_m=zero,
+            off_sigma=zero[:, None].repeat(1, tuning.kinematic_window), taken=code,
+            apart=no, apart_s=never, blind=no, doubted=no, spurious=no,
+            protection_m=torch.full_like(zero, math.inf),
+            accused_s=never, kind=code, first_kind=code, onset_s=never, alert_s=never,
+            named_s=never, size_m=zero,
+        )  # fmt: skip
+
+
+def watch_range(watch: Watch, look: RangeLook, setup: WatchSetup) -> Watch:
+    """Takes one epoch of the altimeter."""
+    limits, alone, t_s = setup.thresholds, look.alone, look.t_s
+    noise_m = setup.spec.noise_sigma_m(alone.range_m)
+    sigma_m = torch.hypot(alone.sigma_m, noise_m)
+    off_m = look.range_m - alone.range_m
+    farthest_m = alone.range_m + setup.range_margin_sigma * alone.sigma_m
+    steepest = alone.incidence_rad.rad2deg() + setup.incidence_margin_deg
+    expected = look.aloft & alone.defined & (farthest_m < setup.spec.range_max_m)
+    expected = expected & (steepest < setup.spec.incidence_max_deg)
+    own, nis = look.own, look.own.nis
+    z = normalised(own.value, own.covariance)
+    sigma_own_m = own.covariance[:, 0, 0].sqrt()
+    there = look.valid & alone.defined
+    return replace(
+        _separated(watch, t_s, off_m, alone.sigma_m, noise_m, there, setup),
+        absence=update_absence(
+            watch.absence, t_s, look.valid, look.valid, expected, limits.absence
+        ),
+        unfused=update_unfused(
+            watch.unfused, t_s, off_m / sigma_m, there, look.fused, limits.unfused
+        ),
+        stuck=update_stuck(
+            watch.stuck, t_s, look.range_m, alone.range_m, sigma_m, there, limits.stuck
+        ),
+        range_count=update_count(watch.range_count, t_s, nis, own.present, limits.altimeter.count),
+        range_scatter=update_scatter(
+            watch.range_scatter, t_s, nis, own.present, limits.altimeter.scatter
+        ),
+        range_shift=update_shift(watch.range_shift, t_s, z, own.present, limits.altimeter.shift),
+        change=update_change(
+            watch.change, t_s, own.value[:, 0], sigma_own_m, own.present, limits.change
+        ),
+        blind=alone.range_m < setup.blind_below_m,
+        range_s=torch.where(there, t_s, watch.range_s),
+        range_up_m=torch.where(there, off_m, watch.range_up_m),
+        range_sigma_m=torch.where(there, sigma_m, watch.range_sigma_m),
+    )
+
+
+def watch_fix(watch: Watch, exposed_s: float, own: Innovation, setup: WatchSetup) -> Watch:
+    """Takes one fix.
+
+    Args:
+        exposed_s: time of its image.
+        own: its innovation in the sub-filter without altimeter.
+    """
+    limits, t_s, there = setup.thresholds.vision, own.t_s, own.present
+    z = normalised(own.value, own.covariance)
+    sigma_m = own.covariance.diagonal(dim1=-2, dim2=-1)[:, _UP].sqrt()
+    across = z[:, :_UP].abs().amax(1)
+    return replace(
+        watch,
+        fix_count=update_count(watch.fix_count, t_s, own.nis, there, limits.count),
+        fix_shift=update_shift(watch.fix_shift, t_s, z, there, limits.shift),
+        fix_s=torch.where(there, exposed_s, watch.fix_s),
+        fix_agrees=torch.where(there, own.nis < setup.witness_nis, watch.fix_agrees),
+        fix_up_m=torch.where(there, own.value[:, _UP], watch.fix_up_m),
+        fix_sigma_m=torch.where(there, sigma_m, watch.fix_sigma_m),
+        fix_across_sigma=torch.where(there, across, watch.fix_across_sigma),
+    )
+
+
+def watch_stars(watch: Watch, own: Innovation, setup: WatchSetup) -> Watch:
+    """Takes one attitude."""
+    z = normalised(own.value, own.covariance)
+    shift = update_shift(watch.star_shift, own.t_s, z, own.present, setup.thresholds.star_tracker)
+    return replace(watch, star_shift=shift)
+
+
+def watch_increments(
+    watch: Watch,
+    t_s: float,
+    dt_s: float,
+    delta_v_B: Float64[Tensor, "b 3"],
+    delta_theta_B: Float64[Tensor, "b 3"],
+    thrusting: Bool[Tensor, " b"],
+    setup: WatchSetup,
+) -> Watch:
+    """Takes the inertial increments of one step."""
+    limits = setup.thresholds.inertial
+    inertial = update_inertial(
+        watch.inertial, t_s, dt_s, delta_v_B, delta_theta_B, thrusting, limits
+    )
+    return replace(watch, inertial=inertial)
+
+
+def _separated(
+    watch: Watch,
+    t_s: float,
+    off_m: Float64[Tensor, " b"],
+    alone_sigma_m: Float64[Tensor, " b"],
+    noise_m: Float64[Tensor, " b"],
+    there: Bool[Tensor, " b"],
+    setup: WatchSetup,
+) -> Watch:
+    """The mean of the last ranges against what is expected without any, and what it bounds.
+
+    Each counts in sigmas of its own time: of the expectation, which hardly changes between fixes,
+    and of the altimeter's noise over their number. ``PL = max(K_ff s, T + K_md s)``, s of the
+    expectation: a fault leaves the filter without altimeter untouched (``tnav.monitor.integrity``).
+    """
+    window = watch.off_sigma.shape[1]
+    sigma_m = (alone_sigma_m.square() + noise_m.square() / window).sqrt()
+    off_sigma = pushed(watch.off_sigma, off_m / sigma_m, there)
+    taken = (watch.taken + there.to(torch.int64)).clamp_max(window)
+    k_fa, k_ff = setup.multipliers.false_alarm[_UP], setup.multipliers.fault_free[_UP]
+    k_md = max(0.0, *(mode[_UP] for mode in setup.multipliers.missed))
+    apart = (taken == window) & (off_sigma.mean(1).abs() >= k_fa)
+    apart = torch.where(there, apart, watch.apart)
+    bounded_m = torch.maximum(k_ff * alone_sigma_m, k_fa * sigma_m + k_md * alone_sigma_m)
+    return replace(
+        watch,
+        off_sigma=off_sigma,
+        taken=taken,
+        apart=apart,
+        apart_s=torch.where(apart & ~watch.apart, t_s, watch.apart_s),
+        protection_m=torch.where(alone_sigma_m.isfinite(), bounded_m, watch.protection_m),
+    )
