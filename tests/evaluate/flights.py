@@ -6,7 +6,7 @@ import torch
 
 from tnav.evaluate.descent_plan import Descent, scenario_of
 from tnav.evaluate.fix_model import load_fix_model
-from tnav.evaluate.flight import Flight
+from tnav.evaluate.flight import Flight, Monitoring
 from tnav.evaluate.flight_ground import ModelGround
 from tnav.terrain.heightfield import Level, Terrain
 
@@ -25,13 +25,18 @@ def plain(device: str = "cpu") -> Terrain:
 
 
 def flight(
-    batch: int = LANES, keep: int | None = 0, device: str = "cpu", faults=(), **changes
+    batch: int = LANES,
+    keep: int | None = 0,
+    device: str = "cpu",
+    faults=(),
+    monitor: Monitoring = Monitoring.OFF,
+    **changes,
 ) -> Flight:
     descent = DESCENT.model_copy(update=changes)
     scenario = scenario_of(descent)
     terrain_map = plain(device)
     ground = ModelGround(scenario, terrain_map, load_fix_model(), batch, 0.83, 0.2, 11.9)
-    return Flight(descent, scenario, ground, terrain_map, batch, keep, faults)
+    return Flight(descent, scenario, ground, terrain_map, batch, keep, faults, monitor)
 
 
 def over(one: Flight, height_m: float, down_m_s: float = 0.0) -> Flight:
@@ -46,5 +51,7 @@ def over(one: Flight, height_m: float, down_m_s: float = 0.0) -> Flight:
     one.state = replace(
         one.state, position_L=place.clone(), velocity_L=velocity.clone(), R_L_B=upright.clone()
     )
+    if one.monitor is not None:
+        one.monitor.alone = one.state
     one.near = one.low = True
     return one

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tnav.cli.dem import dem_app
+from tnav.cli.events import events_app
 from tnav.cli.fly import fly
 from tnav.cli.gallery import gallery
 from tnav.cli.model import model_app
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(dem_app, name="dem")
+app.add_typer(events_app, name="events")
 app.add_typer(model_app, name="model")
 app.command()(fly)
 app.command()(gallery)
@@ -36,7 +38,9 @@ app.command()(train)
 app.command()(view)
 
 _SEEDS = 10**6
-_BENCHES = "demo, render, match, covariance, pose, fix, fix-model, filter, relief, corridor"
+_BENCHES = (
+    "demo, render, match, covariance, pose, fix, fix-model, filter, monitor, relief, corridor"
+)
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 Seed = Annotated[
     int, typer.Option(min=-_SEEDS, max=_SEEDS, help="number of the draw: shifts every seed")
@@ -184,7 +188,8 @@ def bench(
         typer.Option(help="folder for a page (relief), scores (match), trials or descents"),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="five minutes at most (match, filter, fix-model)")
+        bool,
+        typer.Option("--quick", help="five minutes at most (match, filter, monitor, fix-model)"),
     ] = False,
     pairs: Annotated[int | None, typer.Option(min=1, help="of each row (match)")] = None,
     other_pairs: Annotated[
@@ -214,12 +219,18 @@ def bench(
         from tnav.evaluate.bench_filter import measure_filter
 
         rows = measure_filter(resolve_device(device), quick=quick, say=say, out=out)
+    elif name == "monitor":
+        from tnav.evaluate.bench_monitor import measure_monitor
+
+        rows = measure_monitor(resolve_device(device), quick=quick, say=say)
     elif name == "fix-model":
         from tnav.evaluate.fix_check import measure_fix_model
 
         rows = measure_fix_model(resolve_device(device), say, quick, out)
     elif quick:
-        raise ConfigError(f"bench {name}: --quick goes with 'match', 'filter' and 'fix-model'")
+        raise ConfigError(
+            f"bench {name}: --quick goes with 'match', 'filter', 'monitor' and 'fix-model'"
+        )
     elif out is None:
         rows = measure(name, resolve_device(device), seeds, say)
     elif name == "relief":

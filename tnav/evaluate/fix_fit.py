@@ -94,6 +94,7 @@ def _knots(groups: list[list[FixTrial]], map_sigma_m: float) -> list[Knot]:
     all_biases = [bias[0] for bias, each in zip(biases, good, strict=True) for _ in each]
     pooled = [_scale(all_good, part, all_biases) for part in (POSITION, ATTITUDE)]
     pooled.append(_ground_scale(all_good, map_sigma_m))
+    pooled = [_or_one(scale) for scale in pooled]
     knots = []
     for k, group in enumerate(groups):
         _, donor = min((abs(other - k), other) for other in usable)
@@ -163,6 +164,10 @@ def _ground_scale(good: Sequence[FixTrial], map_sigma_m: float) -> Scale:
 
 def _or_pooled(own: Scale, pooled: Scale) -> Scale:
     return own.model_copy(update={"value": pooled.value}) if _holds(own, pooled.value) else own
+
+
+def _or_one(scale: Scale) -> Scale:
+    return scale.model_copy(update={"value": 1.0}) if _holds(scale, 1.0) else scale
 
 
 def _holds(scale: Scale, value: float) -> bool:
@@ -325,8 +330,7 @@ def _scale_factor(good: Sequence[FixTrial], part: slice, knots: dict[float, Knot
     at = [knots[trial.knot_m] for trial in good]
     values = [k.position_scale.value if part is POSITION else k.attitude_scale.value for k in at]
     times = torch.tensor(values, dtype=torch.float64)
-    found = _scale(good, part, [k.bias for k in at], times)
-    return found.model_copy(update={"value": 1.0}) if _holds(found, 1.0) else found
+    return _or_one(_scale(good, part, [k.bias for k in at], times))
 
 
 def _share_factor(solved: int, n: int, usual_rate: float) -> Scale:

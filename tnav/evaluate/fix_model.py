@@ -101,7 +101,7 @@ class Knot(Recipe):
     map_attitude_sigma_rad: _P3
     map_attitude_correlation: Correlation3
     # What the stated covariance must be multiplied by to be the true one. The value is that of all
-    # knots together where this one's interval does not exclude it.
+    # knots together where this one's interval does not exclude it, and one where theirs does not.
     position_scale: Scale
     attitude_scale: Scale
     # Of the map's error under the camera, from the image alone (`news_sigma_m`): median, and the

@@ -18,6 +18,7 @@ from torch import Tensor
 from tnav.evaluate.descent_plan import Descent, told_of
 from tnav.evaluate.flight_faults import Injection
 from tnav.evaluate.flight_ground import Exposure, Ground, map_agl_m
+from tnav.evaluate.flight_integrity import IntegrityLog
 from tnav.evaluate.flight_log import FlightLog, height_over_site_m
 from tnav.evaluate.flight_monitor import FlightMonitor
 from tnav.evaluate.flight_start import footprint_per_m, start
@@ -115,6 +116,7 @@ class Flight:
         # Height at which the engines were cut off in the air, for good; NaN where they were not.
         self.cut_off_agl_m = torch.full_like(self.lander.propellant_kg, math.nan)
         self.faults = Injection(faults, batch, seeds.fault, device)
+        self.integrity = IntegrityLog(batch, device)
         self.monitor: FlightMonitor | None = None
         if monitor is not Monitoring.OFF:
             acts = monitor is Monitoring.ACTS
@@ -122,6 +124,7 @@ class Flight:
                 descent, self.state, terrain_map, self.config, self.frame, acts
             )
         self.log = FlightLog(batch, device, keep)
+        self.after_step: Callable[[], None] | None = None  # who looks on
 
     def fly(self, progress: Progress) -> FlightLog:
         """From orbit until all are down, or the longest duration is over."""
@@ -194,6 +197,8 @@ class Flight:
         self._contact(k)
         if self.monitor is not None:
             self.state = self.monitor.act(self.state)
+        if self.after_step is not None:
+            self.after_step()
 
     def expected_agl_m(self) -> tuple[Float64[Tensor, " b"], Float64[Tensor, " b"]]:
         """Height over ground as navigation has it, and its sigma; far away, over the sphere."""
@@ -370,6 +375,10 @@ class Flight:
         self.lander = touch(self.lander, true_m.nan_to_num(nan=math.inf))
         just = self.lander.landed & ~before
         self.log.touchdown(just, self.lander, self.state, agl - true_m, sigma_m)
+        if looked and self.monitor is not None:
+            self.integrity.look(
+                self.descent.lander, self.lander, true_m, agl - true_m, self.monitor.watch
+            )
         if looked:
             self.log.snapshot(self.lander, self.state, over_site_m, true_m, agl, sigma_m)
             if self.log.keep is not None:

@@ -37,7 +37,7 @@ from tnav.navigate.filter import (
     update_vision,
 )
 from tnav.navigate.map_error import travel
-from tnav.navigate.mechanisation import MAP_LOCAL, POSITION
+from tnav.navigate.mechanisation import POSITION, gravity_in_doubt
 from tnav.navigate.state import FilterConfig, FilterState, chosen, clone
 from tnav.records import (
     AltimeterReading,
@@ -228,5 +228,6 @@ def _opened(
     covariance = state.covariance.clone()
     added = torch.where(here, size_m.square(), 0.0)
     covariance[:, POSITION.start + 2, POSITION.start + 2] += added
-    covariance[:, MAP_LOCAL, MAP_LOCAL] += 0.01 * added
+    doubt = gravity_in_doubt(state.R_L_B, torch.where(here, size_m, 0.0))
+    covariance = covariance + doubt @ doubt.mT
     return replace(state, covariance=covariance)

@@ -37,7 +37,7 @@ class Evidence:
     fixes: Bool[Tensor, " b"]
     inertial: Bool[Tensor, " b"]
     onset_s: Float64[Tensor, " b"]  # earliest of the alarms that stand; NaN without
-    range_onset_s: Float64[Tensor, " b"]
+    range_onset_s: Float64[Tensor, " b"]  # latest of those on ranges; NaN without
 
 
 def evidence_of(watch: Watch) -> Evidence:
@@ -55,7 +55,8 @@ def evidence_of(watch: Watch) -> Evidence:
     ]
     on_unit = [
         (watch.inertial.alarm, watch.inertial.onset_s),
-        (watch.star_shift.alarm, watch.star_shift.onset_s),
+        # A filter that was pulled to a wrong fix disagrees with its star tracker.
+        (watch.star_shift.alarm & ~watch.doubted, watch.star_shift.onset_s),
     ]
     alone = [
         (watch.absence.alarm, watch.absence.onset_s),
@@ -68,7 +69,7 @@ def evidence_of(watch: Watch) -> Evidence:
         _any(on_fixes),
         _any(on_unit),
         _earliest([*on_ranges, *on_fixes, *on_unit, *alone]),
-        _earliest(on_ranges),
+        -_earliest([(alarm, -at_s) for alarm, at_s in on_ranges]),
     )
 
 
@@ -116,13 +117,16 @@ def _named(watch: Watch, found: Evidence, t_s: float, setup: WatchSetup) -> Int6
     agrees, fix_m = watch.fix_agrees, watch.fix_up_m
     sigma_m = torch.hypot(watch.fix_sigma_m, watch.range_sigma_m)
     apart_m = (watch.range_up_m - fix_m).abs()
-    displaced = fix_m.abs() > ALIKE_SIGMA * watch.fix_sigma_m
-    alike = displaced & (apart_m < ALIKE_SIGMA * sigma_m + ALIKE_SHARE * fix_m.abs())
+    alike = apart_m < ALIKE_SIGMA * sigma_m + ALIKE_SHARE * fix_m.abs()
     across = watch.fix_across_sigma > SIDEWAYS_SIGMA
+    fresh = watch.range_s >= t_s - _FRESH_S
+    off = fresh & (watch.range_up_m.abs() > ALIKE_SIGMA * watch.range_sigma_m)
+    as_told = fresh & ~off & ~watch.apart
     in_doubt = (found.ranges | watch.apart) & ~watch.doubted
     offset = watch.change.jump.alarm | watch.range_shift.alarm | watch.change.ramp.alarm
     noisy = watch.range_scatter.inflated & ~offset
-    fresh = watch.range_s >= t_s - _FRESH_S
+    # The filter without altimeter has followed its fixes by now: ranges say whether it should have.
+    followed = watch.doubted & agrees & ~found.fixes
 
     code = torch.full_like(watch.kind, HEALTHY)
     outage = torch.where(
@@ -133,11 +137,13 @@ def _named(watch: Watch, found: Evidence, t_s: float, setup: WatchSetup) -> Int6
     # From the weakest to the strongest claim: the last one stands.
     for claim, kind in (
         (watch.absence.alarm, outage),
-        (found.fixes & ~found.ranges & fresh & ~agrees, FaultKind.VISION_INCONSISTENT),
+        (followed & as_told, FaultKind.TERRAIN),
+        (followed & off, FaultKind.VISION_INCONSISTENT),
+        (found.fixes & ~agrees & as_told, FaultKind.VISION_INCONSISTENT),
         (in_doubt & heard & agrees, FaultKind.ALTIMETER_INCONSISTENT),
         (in_doubt & heard & agrees & noisy, FaultKind.ALTIMETER_NOISE),
-        (found.ranges & heard & ~agrees & alike & ~across, FaultKind.TERRAIN),
-        (found.ranges & heard & ~agrees & across, FaultKind.INERTIAL),
+        (off & ~agrees & alike & ~across, FaultKind.TERRAIN),
+        (off & ~agrees & alike & across, FaultKind.INERTIAL),
         (watch.unfused.alarm, FaultKind.NOT_FUSED),
         (watch.stuck.alarm, FaultKind.STUCK),
         (found.inertial, FaultKind.INERTIAL),
@@ -159,5 +165,5 @@ def _any(alarms: list[tuple[Tensor, Tensor]]) -> Bool[Tensor, " b"]:
 def _earliest(alarms: list[tuple[Tensor, Tensor]]) -> Float64[Tensor, " b"]:
     """Earliest onset of the alarms that stand; NaN without one."""
     onset_s = torch.stack([torch.where(alarm, at_s, math.inf) for alarm, at_s in alarms])
-    first_s = onset_s.nan_to_num(nan=math.inf).amin(0)
+    first_s = torch.where(onset_s.isnan(), math.inf, onset_s).amin(0)
     return torch.where(first_s.isfinite(), first_s, math.nan)

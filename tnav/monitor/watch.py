@@ -5,13 +5,13 @@ innovations are white: ranges in navigation's own filter, fixes in the one witho
 that one predicts is the independent word on a range (solution separation with one sub-filter):
 
 ==================== ==================== =======================================================
-altimeter disagrees  vision disagrees     verdict
+ranges               fixes                verdict
 ==================== ==================== =======================================================
-yes                  no, and spoke since  the altimeter, by kind: stuck, noise, else inconsistent
-no, and spoke since  yes                  vision
-yes                  yes, as much, upward the ground is not that of the map; the altimeter is well
-yes                  yes, sideways too    inertial unit
-yes                  silent               undecided, once vision's next word is overdue
+off                  agree, and spoke     the altimeter, by kind: stuck, noise, else inconsistent
+as expected          off                  vision
+off                  off, as much, upward the ground is not that of the map; the altimeter is well
+off                  off, sideways too    inertial unit
+silent               off                  undecided; later ranges name vision or the ground
 ==================== ==================== =======================================================
 
 Fixes and ranges that come apart slowly, because navigation follows both, show in the mean of the
@@ -158,7 +158,9 @@ def watch_range(watch: Watch, look: RangeLook, setup: WatchSetup) -> Watch:
     off_m = look.range_m - alone.range_m
     farthest_m = alone.range_m + setup.range_margin_sigma * alone.sigma_m
     steepest = alone.incidence_rad.rad2deg() + setup.incidence_margin_deg
-    expected = look.aloft & alone.defined & (farthest_m < setup.spec.range_max_m)
+    # What vision contradicts is no promise.
+    believed = watch.fix_agrees | ~watch.fix_s.isfinite()
+    expected = look.aloft & believed & alone.defined & (farthest_m < setup.spec.range_max_m)
     expected = expected & (steepest < setup.spec.incidence_max_deg)
     own, nis = look.own, look.own.nis
     z = normalised(own.value, own.covariance)

@@ -35,6 +35,7 @@ from tnav.navigate.mechanisation import (
     VELOCITY,
     advance,
     frame_step,
+    gravity_in_doubt,
     inertial_noise,
     transition,
 )
@@ -202,7 +203,8 @@ def update_vision(
     # The error is of now as much as of the exposure.
     widening[:, :, POSITION] = residual[:, None, :3]
     widening[:, :, ATTITUDE] = residual[:, None, 3:]
-    return fuse(state, Sensor.VISION, residual, H, noise, available, widening.mT, config)
+    widening = torch.cat([widening.mT, gravity_in_doubt(state.R_L_B, residual[:, 2])], -1)
+    return fuse(state, Sensor.VISION, residual, H, noise, available, widening, config)
 
 
 def _without_height(covariance: Float64[Tensor, "b 6 6"]) -> Float64[Tensor, "b 6 6"]:
@@ -352,6 +354,7 @@ def update_altimeter(
     widening = torch.zeros(len(residual), STATES, 2, dtype=residual.dtype, device=residual.device)
     widening[:, POSITION, 0] = share * along
     widening[:, MAP_LOCAL, 1] = share[:, 0] / H[:, 0, MAP_LOCAL].clamp_min(1e-3)
+    widening = torch.cat([widening, gravity_in_doubt(state.R_L_B, share[:, 0])], -1)
     noise = noise[:, None, None]
     return fuse(
         state,

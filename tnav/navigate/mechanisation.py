@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from tnav.geometry.moon import GM_M3_S2, J2, J2_RADIUS_M, LocalFrame
+from tnav.geometry.moon import GM_M3_S2, J2, J2_RADIUS_M, RADIUS_M, LocalFrame
 from tnav.geometry.pose import skew, so3_exp
 
 POSITION = slice(0, 3)
@@ -196,3 +196,16 @@ def inertial_noise(
     ):
         q[bias, bias] = (walk**2 * dt_s - sigma**2 * math.expm1(-2 * dt_s / time_s)) * eye
     return q
+
+
+def gravity_in_doubt(
+    R_L_B: Float64[Tensor, "b 3 3"], height_m: Float64[Tensor, " b"]
+) -> Float64[Tensor, "b 29 1"]:
+    """Gravity's error where a height that jumps is the ground's: to the accelerometers it is bias.
+
+    Who believes himself 3 km higher than he is misses 0.006 m/s^2 (dg/dr = 2 g / r).
+    """
+    doubt = torch.zeros(len(height_m), STATES, 1, dtype=height_m.dtype, device=height_m.device)
+    up_B = R_L_B[:, 2]  # third row: the vertical in body axes
+    doubt[:, ACCELEROMETER_BIAS, 0] = 2 * GM_M3_S2 / RADIUS_M**3 * height_m[:, None] * up_B
+    return doubt

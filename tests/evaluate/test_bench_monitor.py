@@ -1,0 +1,114 @@
+"""What a batch of faults is scored as, and the Stanford counts behind it."""
+
+import math
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+import torch
+from flights import flight
+
+from tnav.evaluate.bench_monitor import VERDICTS, _kind_rows, _total_rows, score
+from tnav.evaluate.flight import Monitoring
+from tnav.evaluate.flight_integrity import IntegrityLog
+from tnav.monitor.integrity import Stanford
+from tnav.monitor.thresholds import Tuning
+from tnav.monitor.watch import KINDS, Watch
+from tnav.records import FaultKind
+from tnav.simulate.faults import BiasFault, Fault, Onset
+
+F64 = torch.float64
+NAN, INF = math.nan, math.inf
+
+
+def tensor(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=F64)
+
+
+@pytest.fixture(scope="module")
+def scored():
+    """Found in time; found too late; never found; alarmed before; began after touchdown."""
+    fault = BiasFault(kind="bias", begins=Onset(below_agl_m=1000.0), bias_m=50.0)
+    one = flight(batch=5, keep=None, faults=(fault,), monitor=Monitoring.ACTS)
+    assert one.monitor is not None
+    begun_s = tensor(500.0, 500.0, 500.0, 500.0, 700.0)
+    one.faults.state = replace(one.faults.state, begun_s=begun_s[:, None])
+    contact = one.log.contact
+    one.log.contact = replace(
+        contact, t_s=torch.full((5,), 600.0, dtype=F64), down_m_s=tensor(1.5, 40.0, 2.9, 3.1, 1.5)
+    )
+    one.log.landed = torch.ones(5, dtype=torch.bool)
+    right, wrong = (
+        KINDS.index(k) for k in (FaultKind.ALTIMETER_INCONSISTENT, FaultKind.VISION_INCONSISTENT)
+    )
+    one.monitor.watch = replace(
+        one.monitor.watch,
+        alert_s=tensor(501.0, 502.0, NAN, 400.0, NAN),
+        named_s=tensor(505.0, 506.0, NAN, 405.0, NAN),
+        first_kind=torch.tensor([right, wrong, 0, right, 0]),
+    )
+    one.integrity.alert_limit_m = tensor(10.0, -10.0, NAN, 10.0, NAN)
+    one.integrity.looks[2, int(Stanford.HAZARDOUS)] = 1.0
+    return score(one, "bias")
+
+
+def test_each_descent_is_scored_once(scored) -> None:
+    assert scored.begun.tolist() == [True, True, True, True, False]
+    assert scored.alerted.tolist() == [True, True, False, False, False]
+    assert scored.in_time.tolist() == [True, False, False, False, False]
+    assert scored.early.tolist() == [False, False, False, True, False]
+    assert scored.right.tolist() == [True, False, False, True, False]
+    assert scored.soft.tolist() == [True, False, True, False, True]
+    assert scored.hazardous.tolist() == [False, False, True, False, False]
+    assert scored.delay_s[:2].tolist() == [1.0, 2.0]
+
+
+def test_rows_say_of_how_many(scored) -> None:
+    rows = {row.name: row for row in _kind_rows("bias", scored, "cpu")}
+    assert (rows["bias: detected"].value, rows["bias: detected"].n) == (2, 4)
+    assert rows["bias: ... before the point of no return"].value == 1
+    right = rows["bias: right verdict of those named"]
+    assert (right.value, right.n) == (2, 3)
+    totals = _total_rows(scored, "cpu")
+    assert [row.passed for row in totals] == [False, False, False]
+
+
+def test_every_kind_of_the_catalogue_has_its_verdict() -> None:
+    union = get_args(get_args(Fault)[0])
+    kinds = {kind for member in union for kind in _kinds(member)}
+    assert kinds - {"compound"} == set(VERDICTS)
+
+
+def _kinds(member) -> list[str]:
+    if hasattr(member, "model_fields"):
+        return list(get_args(member.model_fields["kind"].annotation))
+    return [kind for each in get_args(get_args(member)[0]) for kind in _kinds(each)]
+
+
+def test_an_error_over_the_limit_under_the_level_without_alert_is_hazardous() -> None:
+    one = flight(batch=4, keep=None)
+    lander, state = one.descent.lander, one.lander
+    mass_kg = lander.dry_mass_kg + state.propellant_kg
+    net = lander.thrust_max_n * state.thrust_scale / mass_kg - 1.62
+    velocity_L = torch.zeros_like(state.velocity_L)
+    velocity_L[:, 2] = -20.0
+    limit_m = 100.0
+    agl_m = limit_m + 200.0 / net
+    state = replace(state, velocity_L=velocity_L)
+    watch = Watch.fresh(4, Tuning(), "cpu")
+    watch = replace(
+        watch,
+        protection_m=tensor(50.0, 50.0, 150.0, 50.0),
+        alert_s=tensor(NAN, NAN, NAN, 3.0),
+    )
+    log = IntegrityLog(4, torch.device("cpu"))
+    log.look(lander, state, agl_m, tensor(49.0, -101.0, -101.0, -101.0), watch)
+    log.look(lander, state, agl_m, tensor(51.0, 99.0, 0.0, 0.0), watch)
+    nominal, misleading, hazardous, away = (int(s) for s in Stanford)
+    assert log.looks[0].tolist() == [1.0 if c in (nominal, misleading) else 0.0 for c in range(4)]
+    assert log.looks[1, hazardous] == 1.0
+    assert log.looks[2, away] == 2.0
+    assert log.looks[3, away] == 2.0
+    assert float(log.alert_limit_m[3]) == pytest.approx(limit_m)
+    assert float(log.alert_margin_s[3]) == pytest.approx(limit_m / 20.0)
+    assert math.isnan(float(log.alert_limit_m[0]))

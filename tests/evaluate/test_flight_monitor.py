@@ -1,0 +1,357 @@
+"""The monitor in the closed loop: what it says, what is done about it, and what is left alone.
+
+Faults begin in copies of one healthy descent, shortly before its second fix.
+"""
+
+import copy
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from flights import DESCENT, flight, over
+from torch import Tensor
+
+from tnav.evaluate.flight import Flight, Monitoring
+from tnav.evaluate.flight_faults import Injection
+from tnav.evaluate.flight_monitor import FlightMonitor, watch_setup
+from tnav.monitor.thresholds import Rates
+from tnav.monitor.watch import KINDS
+from tnav.navigate.mechanisation import POSITION
+from tnav.navigate.state import FilterState
+from tnav.records import FaultKind, Innovation, Sensor
+from tnav.simulate.faults import (
+    BiasFault,
+    CameraFault,
+    DropoutFault,
+    NotFusedFault,
+    Onset,
+    SpuriousEventFault,
+    StepTerrainFault,
+    StuckFault,
+)
+from tnav.simulate.instruments import CameraTiming
+from tnav.simulate.lander import LanderState
+
+F64 = torch.float64
+BATCH = 2
+OFTEN = CameraTiming(interval_s=2.0)
+# Steps: a fix was heard at 2.5 s; the next ones are exposed at 4 and 6 s, and here half a second on.
+SETTLED, FIX, SECOND = 32, 45, 65
+SOON = Onset(at_s=3.45)
+
+
+@pytest.fixture(scope="module")
+def healthy() -> Flight:
+    """From 2.9 km down, until navigation knows its height."""
+    one = flight(batch=BATCH, keep=None, monitor=Monitoring.ACTS, timing=OFTEN)
+    return on(over(one, 2900.0, 20.0), SETTLED, 1)
+
+
+def with_fault(one: Flight, *faults, acts: bool = True) -> Flight:
+    """A copy in which something is about to fail; map and ground's map are shared."""
+    found = copy.deepcopy(one, {id(one.map): one.map})
+    found.faults = Injection(faults, BATCH, 7, found.device)
+    assert found.monitor is not None
+    found.monitor.acts = acts
+    return found
+
+
+def monitor_of(one: Flight) -> FlightMonitor:
+    assert one.monitor is not None
+    return one.monitor
+
+
+def kinds(one: Flight) -> list[FaultKind]:
+    return [KINDS[code] for code in monitor_of(one).watch.kind.tolist()]
+
+
+def both(kind: FaultKind) -> list[FaultKind]:
+    return [kind] * BATCH
+
+
+def on(one: Flight, last: int, first: int = SETTLED + 1) -> Flight:
+    for k in range(first, last + 1):
+        one._step(k)
+    return one
+
+
+def tensors(state: FilterState) -> dict[str, Tensor]:
+    named = {f.name: getattr(state, f.name) for f in fields(FilterState)}
+    return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+
+
+def listening(one: Flight) -> list[Innovation]:
+    """All innovations of navigation from now on."""
+    heard, count = [], one.log.innovation
+
+    def innovation(each: Innovation, lander: LanderState) -> None:
+        heard.append(each)
+        count(each, lander)
+
+    one.log.innovation = innovation
+    return heard
+
+
+def given(heard: list[Innovation], step: int, sensor: Sensor = Sensor.ALTIMETER) -> list[bool]:
+    """Whether navigation was given a reading of a sensor in a step."""
+    found = [i for i in heard if i.sensor is sensor and round(i.t_s / 0.1) == step]
+    assert len(found) == 1
+    return found[0].present.tolist()
+
+
+def same(a: FilterState, b: FilterState) -> bool:
+    """But for rounding."""
+    others = tensors(b)
+    return all(
+        torch.allclose(value, others[name], rtol=1e-9, atol=1e-9)
+        for name, value in tensors(a).items()
+    )
+
+
+def height_error_m(one: Flight) -> Tensor:
+    """Of the height over the ground."""
+    truly_at_L = one.faults.looks_from_L(one.state.t_s, one.lander.position_L)
+    return one.expected_agl_m()[0] - one.ground.agl_m(truly_at_L)
+
+
+# What the monitor is told -------------------------------------------------------------------------
+
+
+def test_the_monitor_knows_the_sensors_of_the_descent() -> None:
+    setup = watch_setup(DESCENT)
+    assert setup.wait_s == pytest.approx(1.5 * 5.0 + 0.5)
+    assert setup.blind_below_m == DESCENT.seeing.agl_min_m
+    assert setup.tuning.range_noise_m == DESCENT.altimeter.noise_floor_m
+    assert setup.witness_nis == pytest.approx(22.458, abs=1e-3)  # chi-square of 6, 1e-3
+    slow = DESCENT.timing.model_copy(update={"interval_s": 10.0})
+    assert watch_setup(DESCENT.model_copy(update={"timing": slow})).wait_s == pytest.approx(15.5)
+    strict = watch_setup(DESCENT, Rates(false_alarm_probability=1e-6)).thresholds
+    for name in ("altimeter", "vision"):
+        wide = getattr(setup.thresholds, name).shift.level
+        assert getattr(strict, name).shift.level > wide
+
+
+# Nothing fails ------------------------------------------------------------------------------------
+
+
+def test_no_fault_raises_nothing(healthy: Flight) -> None:
+    """Fifteen seconds, in which 800 m are lost; the false-alarm rate has campaigns of its own."""
+    one = on(with_fault(healthy), 150)
+    watch = monitor_of(one).watch
+    assert kinds(one) == both(FaultKind.HEALTHY)
+    assert bool(watch.alert_s.isnan().all())
+    assert bool(watch.named_s.isnan().all())
+    assert not bool(watch.doubted.any())
+    assert not same(one.state, monitor_of(one).alone)  # ranges were heard
+    # Bounded, and by no more than heights are flown with.
+    alone_error_m = (monitor_of(one).alone.position_L - one.lander.position_L)[:, 2].abs()
+    assert bool((alone_error_m < watch.protection_m).all())
+    assert float(watch.protection_m.max()) < 50.0
+
+
+def test_a_monitor_that_only_watches_changes_nothing() -> None:
+    """It names the altimeter at 2.5 s, and the flight is that without a monitor, to the bit."""
+    off = BiasFault(kind="bias", begins=Onset(at_s=1.55), bias_m=150.0)
+    ends = []
+    for monitor in (Monitoring.OFF, Monitoring.WATCHES):
+        one = flight(batch=BATCH, keep=None, faults=(off,), monitor=monitor, timing=OFTEN)
+        ends.append(on(over(one, 2000.0, 20.0), 28, 1))
+    assert ends[0].monitor is None
+    assert kinds(ends[1]) == both(FaultKind.ALTIMETER_INCONSISTENT)
+    others = tensors(ends[1].state)
+    assert all(torch.equal(value, others[name]) for name, value in tensors(ends[0].state).items())
+    for name in ("position_L", "velocity_L", "R_L_B", "propellant_kg"):
+        assert torch.equal(getattr(ends[0].lander, name), getattr(ends[1].lander, name))
+
+
+# The altimeter fails ------------------------------------------------------------------------------
+
+
+def test_a_bias_accuses_the_altimeter_with_the_next_fix(healthy: Flight) -> None:
+    bias = BiasFault(kind="bias", begins=SOON, bias_m=80.0)
+    one = on(with_fault(healthy, bias), FIX - 1)
+    assert kinds(one) == both(FaultKind.UNDECIDED)
+    assert not same(one.state, monitor_of(one).alone)
+    watching = with_fault(one, bias, acts=False)
+    watching.faults = copy.deepcopy(one.faults)
+    one, watching = on(one, FIX, FIX), on(watching, FIX, FIX)
+    for each in (one, watching):
+        assert kinds(each) == both(FaultKind.ALTIMETER_INCONSISTENT)
+    watch = monitor_of(one).watch
+    assert float((watch.onset_s - 3.5).abs().max()) < 0.25  # the first range after 3.45 s
+    assert bool((watch.alert_s < 4.0).all())
+    assert watch.named_s.tolist() == pytest.approx([4.5] * BATCH)
+    # Navigation goes on with the filter that never heard a range; a watcher does not.
+    assert same(one.state, monitor_of(one).alone)
+    assert not same(watching.state, monitor_of(watching).alone)
+    on(one, FIX + 15, FIX + 1)
+    assert same(one.state, monitor_of(one).alone)
+    sigma_m = one.state.covariance[:, 2, 2].sqrt()
+    error_m = (one.state.position_L - one.lander.position_L)[:, 2].abs()
+    assert bool((error_m < 5 * sigma_m).all())
+    assert float(sigma_m.max()) < 10.0
+
+
+def test_a_stuck_altimeter_is_told_by_its_repetitions(healthy: Flight) -> None:
+    """From 3.3 s on all readings are the last good one: nine repetitions are there by 4.2 s."""
+    one = on(with_fault(healthy, StuckFault(kind="stuck", begins=Onset(at_s=3.25))), FIX - 1)
+    assert kinds(one) == both(FaultKind.STUCK)  # no fix is needed
+    assert float((monitor_of(one).watch.named_s - 4.2).abs().max()) < 0.11
+    assert same(one.state, monitor_of(one).alone)
+
+
+def test_a_dropout_is_one_from_the_fourth_miss_to_the_eighth_range(healthy: Flight) -> None:
+    """Log-likelihood ratios: 16.30 within four misses of 4.50; back at zero by eight of 2.29."""
+    lost = DropoutFault(kind="dropout", begins=SOON, lasts_s=1.0)
+    one, told = with_fault(healthy, lost), {}
+    heard = listening(one)
+    for k in range(SETTLED + 1, 58):
+        one._step(k)
+        assert kinds(one)[0] is kinds(one)[1]
+        told[k] = kinds(one)[0]
+    there = {k: all(given(heard, k)) for k in told}
+    missed = next(k for k, present in there.items() if not present)
+    back = next(k for k in range(missed, 58) if there[k])
+    assert (missed, back) in {(35, 45), (36, 46), (35, 46), (36, 45)}  # to a step of its clock
+    dropped = [k for k, kind in told.items() if kind is FaultKind.DROPOUT]
+    assert dropped == list(range(missed + 3, back + 7))
+    assert set(told.values()) == {FaultKind.HEALTHY, FaultKind.DROPOUT}
+    watch = monitor_of(one).watch
+    assert [KINDS[i] for i in watch.first_kind.tolist()] == both(FaultKind.DROPOUT)
+    assert watch.onset_s.tolist() == pytest.approx([0.1 * missed] * BATCH)
+    assert watch.alert_s.tolist() == pytest.approx([0.1 * dropped[0]] * BATCH)
+    assert not same(one.state, monitor_of(one).alone)  # ranges are heard again
+
+
+def test_ranges_that_nobody_takes_are_given_again(healthy: Flight) -> None:
+    kept_back = NotFusedFault(kind="not_fused", begins=SOON)
+    for acts in (True, False):
+        one = with_fault(healthy, kept_back, acts=acts)
+        heard = listening(one)
+        on(one, FIX + 2)
+        assert kinds(one) == both(FaultKind.NOT_FUSED)
+        named = round(float(monitor_of(one).watch.named_s[0]) / 0.1)
+        assert named in (FIX - 1, FIX)  # ten in a row, from 3.5 or 3.6 s on
+        assert not any(given(heard, named))
+        assert given(heard, named + 1) == [acts] * BATCH
+
+
+# The ground is not that of the map ----------------------------------------------------------------
+
+
+def test_a_rim_that_the_map_lacks_never_accuses_the_altimeter(healthy: Flight) -> None:
+    """Hakuto-R M1: 500 m from under 3 km."""
+    rim = StepTerrainFault(kind="step_terrain", begins=SOON, size_m=500.0, crossed_in_s=0.1)
+    flown = {}
+    for acts in (True, False):
+        one, told = with_fault(healthy, rim, acts=acts), []
+        for k in range(SETTLED + 1, FIX + 9):
+            one._step(k)
+            told += kinds(one)
+            assert not bool(monitor_of(one).blame.altimeter.any())
+        assert set(told) == {FaultKind.HEALTHY, FaultKind.UNDECIDED, FaultKind.TERRAIN}
+        assert kinds(one) == both(FaultKind.TERRAIN)
+        assert monitor_of(one).watch.named_s.tolist() == pytest.approx([4.5] * BATCH)
+        assert monitor_of(one).watch.size_m.tolist() == pytest.approx([500.0] * BATCH, abs=50.0)
+        flown[acts] = one
+    # Who acts has opened the height, and the next ranges set it; who watches believes the old one.
+    assert float(height_error_m(flown[True]).abs().max()) < 15.0
+    assert float(height_error_m(flown[False]).abs().min()) > 300.0
+
+
+# Others -------------------------------------------------------------------------------------------
+
+
+def test_who_is_in_doubt_is_heard_no_more(healthy: Flight) -> None:
+    """The first descent's camera is named: its next fix is kept from navigation alone."""
+    one = with_fault(healthy)
+    monitor = monitor_of(one)
+    named = torch.tensor([KINDS.index(FaultKind.VISION_INCONSISTENT), 0])
+    monitor.watch = replace(monitor.watch, kind=named)
+    heard = listening(one)
+    on(one, FIX)
+    assert given(heard, FIX, Sensor.VISION) == [False, True]
+    assert bool((monitor.watch.fix_s == 4.0).all())  # the monitor hears it all the same
+    assert given(heard, FIX) == [True, True]
+
+
+@pytest.mark.parametrize("acts", [True, False])
+def test_a_contact_in_the_air_is_refused_by_who_acts(acts: bool) -> None:
+    """At 36 m the switch is armed, and the engines would be off for good."""
+    pulse = SpuriousEventFault(kind="spurious_event", begins=Onset(at_s=1.0), lasts_s=0.5)
+    monitor = Monitoring.ACTS if acts else Monitoring.WATCHES
+    one = over(flight(batch=1, keep=None, faults=(pulse,), monitor=monitor), 36.0)
+    on(one, 14, 1)
+    assert kinds(one) == [FaultKind.SPURIOUS_EVENT]
+    assert monitor_of(one).watch.alert_s.tolist() == pytest.approx([1.0], abs=0.11)
+    assert bool(one.cut_off_agl_m.isnan()[0]) is acts
+
+
+def test_contact_counts_where_the_ground_may_be_near(healthy: Flight) -> None:
+    """Three metres and six sigma: 4.2 m at 0.2 m."""
+    one = with_fault(healthy)
+    for agl_m, near in ((4.19, True), (4.21, False)):
+        monitor = copy.copy(monitor_of(one))
+        contact = torch.tensor([True, False])
+        heights_m, sigma_m = torch.full((2,), agl_m, dtype=F64), torch.full((2,), 0.2, dtype=F64)
+        assert monitor.contact(contact, heights_m, sigma_m).tolist() == [near, False]
+        assert monitor.watch.spurious.tolist() == [not near, False]
+        # What was spurious once stays so.
+        assert monitor.contact(~contact, 0 * heights_m, sigma_m).tolist() == [False, True]
+        assert monitor.watch.spurious.tolist() == [not near, False]
+
+
+def test_what_is_done_is_done_once_and_to_whom_it_concerns() -> None:
+    """Altimeter: the other filter. Ground and vision: height opened. The rest: nothing."""
+    named = (FaultKind.TERRAIN, FaultKind.STUCK, FaultKind.VISION_INCONSISTENT, FaultKind.INERTIAL)
+    one = flight(batch=4, keep=None, monitor=Monitoring.ACTS)
+    monitor = monitor_of(one)
+    own = replace(one.state, position_L=one.state.position_L + 5.0)
+    kind = torch.tensor([KINDS.index(each) for each in named])
+    size_m = torch.tensor([-500.0, 100.0, 40.0, 7.0], dtype=F64)
+    monitor.watch = replace(monitor.watch, kind=kind, size_m=size_m)
+    monitor.acts = False
+    assert monitor.act(own) is own
+    monitor.acts = True
+    before, after = monitor.alone, monitor.act(own)
+    moved = (after.position_L - before.position_L)[:, 0].tolist()
+    assert moved == pytest.approx([5.0, 0.0, 5.0, 5.0])
+    up = POSITION.start + 2
+    up = POSITION.start + 2
+    opened = torch.tensor([True, False, True, False])
+    for state, old in ((after, own), (monitor.alone, before)):
+        added = state.covariance - old.covariance
+        assert bool((added[opened, up, up] >= size_m[opened].square()).all())
+        assert bool((added[~opened] == 0).all())
+        assert torch.equal(added, added.mT)
+        assert float(torch.linalg.eigvalsh(added).min()) > -1e-6
+    assert same(monitor.act(after), after)
+
+
+def test_a_camera_beside_the_truth_is_vision_not_the_altimeter(healthy: Flight) -> None:
+    beside = CameraFault(
+        kind="camera_fault", begins=SOON, lost_share=0.0, bias_m=150.0, toward="vertical"
+    )
+    one = with_fault(healthy, beside)
+    for k in range(SETTLED + 1, SECOND + 1):
+        one._step(k)
+        assert not bool(monitor_of(one).blame.altimeter.any())
+    assert kinds(one) == both(FaultKind.VISION_INCONSISTENT)
+    assert float(height_error_m(one).abs().max()) < 15.0
+
+
+def test_on_the_accelerator_as_on_the_host(simgpu: str) -> None:
+    """Ranges with a fault: same verdicts, same state."""
+    off = BiasFault(kind="bias", begins=Onset(at_s=0.25), bias_m=900.0)
+    ends = []
+    for device in ("cpu", simgpu):
+        one = flight(batch=2, keep=None, device=device, faults=(off,), monitor=Monitoring.ACTS)
+        one.near = True
+        ends.append(on(one, 9, 1))
+    host, there = ends
+    assert torch.equal(host.monitor.watch.kind, there.monitor.watch.kind.cpu())
+    for name, value in tensors(host.state).items():
+        torch.testing.assert_close(
+            value, tensors(there.state)[name].cpu(), rtol=0, atol=1e-9, equal_nan=True
+        )
+    assert bool(host.state.covariance.isfinite().all())

@@ -1,0 +1,437 @@
+"""Who is accused: every row of the table, both sides of its thresholds, and against a plain oracle.
+
+Evidence is put into a fresh watch by hand: detectors have tests of their own.
+"""
+
+import math
+from dataclasses import fields, is_dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tnav.monitor.absence_checks import Outage
+from tnav.monitor.integrity import RiskBudget
+from tnav.monitor.thresholds import DescentSamples, Rates, Tuning, thresholds
+from tnav.monitor.verdicts import decide, evidence_of
+from tnav.monitor.watch import KINDS, Watch, WatchSetup
+from tnav.records import AltimeterSpec, FaultKind
+
+F64 = torch.float64
+TUNING = Tuning()
+SETUP = WatchSetup(
+    spec=AltimeterSpec((0.0, 0.0, -1.0), 3000.0, 0.99, 30.0, 0.3, 1e-3, 10.0),
+    thresholds=thresholds(
+        Rates(), DescentSamples(altimeter=1200, vision=30, star_tracker=450, inertial=9000), TUNING
+    ),
+    tuning=TUNING,
+    multipliers=RiskBudget(fault_probabilities=(1e-2,)).multipliers(),
+    wait_s=8.0,
+    witness_nis=22.0,
+    blind_below_m=60.0,
+)
+NOW_S = 20.0
+# Detectors by the name of their evidence: field of the watch, its flag (None: its alarm).
+ON_RANGES = ("range_count", "range_shift", "jump", "ramp", "range_scatter")
+ON_FIXES, ON_UNIT = ("fix_count", "fix_shift"), ("inertial", "star_shift")
+ALONE = ("absence", "stuck", "unfused", "apart")
+
+
+def row(value: float | bool | int) -> Tensor:
+    return torch.tensor([value], dtype=F64 if isinstance(value, float) else None)
+
+
+def alarmed(detector: object, since_s: float) -> object:
+    """The detector with its alarm on since then."""
+    flag = "inflated" if "inflated" in {f.name for f in fields(detector)} else "alarm"
+    return replace(detector, **{flag: row(True), "onset_s": row(since_s)})
+
+
+def said(**what: object) -> Watch:
+    """One descent: alarms by name with their onset, other fields of the watch with their value.
+
+    Unless said otherwise the last fix agreed, at 11 s, and the last range is of now.
+    """
+    watch = replace(
+        Watch.fresh(1, TUNING, "cpu"),
+        fix_s=row(11.0),
+        fix_agrees=row(True),
+        fix_sigma_m=row(3.0),
+        range_s=row(NOW_S),
+        range_sigma_m=row(4.0),
+    )
+    for name, value in what.items():
+        if name in ("jump", "ramp"):
+            change = alarmed(getattr(watch.change, name), value)
+            watch = replace(watch, change=replace(watch.change, **{name: change}))
+        elif name == "apart":
+            watch = replace(watch, apart=row(True), apart_s=row(value))
+        elif name in (*ON_RANGES, *ON_FIXES, *ON_UNIT, *ALONE):
+            watch = replace(watch, **{name: alarmed(getattr(watch, name), value)})
+        elif name == "outage":
+            kind = row(int(value))
+            watch = replace(watch, absence=replace(alarmed(watch.absence, 10.0), kind=kind))
+        else:
+            watch = replace(watch, **{name: row(value)})
+    return watch
+
+
+def kind_of(watch: Watch) -> FaultKind:
+    return KINDS[int(watch.kind)]
+
+
+def verdict(t_s: float = NOW_S, **what: object) -> FaultKind:
+    return kind_of(decide(said(**what), t_s, SETUP))
+
+
+def gathered(record: object, index: Tensor) -> object:
+    """Rows of all that is in a record."""
+    if isinstance(record, Tensor):
+        return record[index]
+    assert is_dataclass(record)
+    return replace(record, **{f.name: gathered(getattr(record, f.name), index) for f in
+                              fields(record)})  # fmt: skip
+
+
+def joined(records: list) -> object:
+    """One batch of several."""
+    if isinstance(records[0], Tensor):
+        return torch.cat(records)
+    parts = {f.name: joined([getattr(r, f.name) for r in records]) for f in fields(records[0])}
+    return replace(records[0], **parts)
+
+
+def leaves(record: object) -> list[Tensor]:
+    if isinstance(record, Tensor):
+        return [record]
+    assert is_dataclass(record)
+    return [t for f in fields(record) for t in leaves(getattr(record, f.name))]
+
+
+def same(a: object, b: object) -> bool:
+    return all(
+        x.dtype == y.dtype and torch.equal(x.nan_to_num(-7.0), y.nan_to_num(-7.0))
+        for x, y in zip(leaves(a), leaves(b), strict=True)
+    )
+
+
+# The table ----------------------------------------------------------------------------------------
+
+
+def test_nothing_is_said_of_a_descent_without_evidence() -> None:
+    watch = decide(said(), NOW_S, SETUP)
+    assert kind_of(watch) is FaultKind.HEALTHY
+    for time_s in (watch.alert_s, watch.onset_s, watch.named_s, watch.accused_s):
+        assert bool(time_s.isnan())
+
+
+@pytest.mark.parametrize("name", ON_RANGES)
+def test_altimeter_is_accused_once_vision_has_spoken_since(name: str) -> None:
+    noise = name == "range_scatter"
+    accused = FaultKind.ALTIMETER_NOISE if noise else FaultKind.ALTIMETER_INCONSISTENT
+    assert verdict(**{name: 11.0}) is accused  # an exposure at the onset is one since
+    assert verdict(**{name: 11.01}) is FaultKind.UNDECIDED
+    assert verdict(**{name: 10.0}, fix_agrees=False) is FaultKind.UNDECIDED
+
+
+def test_scatter_is_noise_only_without_an_offset() -> None:
+    assert verdict(range_scatter=10.0, range_count=10.0) is FaultKind.ALTIMETER_NOISE
+    for offset in ("jump", "ramp", "range_shift"):
+        assert verdict(range_scatter=10.0, **{offset: 10.0}) is FaultKind.ALTIMETER_INCONSISTENT
+
+
+@pytest.mark.parametrize("name", ON_FIXES)
+def test_vision_is_accused_where_ranges_of_now_agree(name: str) -> None:
+    off = {name: 15.0, "fix_agrees": False}
+    assert verdict(**off, range_s=19.0) is FaultKind.VISION_INCONSISTENT
+    assert verdict(**off, range_s=18.99) is FaultKind.UNDECIDED
+    assert verdict(**off, range_s=-math.inf) is FaultKind.UNDECIDED
+    assert verdict(**{name: 15.0}) is FaultKind.UNDECIDED  # the last fix was well again
+    assert verdict(**off, range_count=15.0) is FaultKind.UNDECIDED
+
+
+BOTH = {"jump": 10.0, "fix_agrees": False}
+
+
+@pytest.mark.parametrize(("range_up_m", "alike"), [(124.9, 1), (125.1, 0), (75.1, 1), (74.9, 0)])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_ground_differs_where_both_are_displaced_alike(
+    range_up_m: float, alike: int, sign: float
+) -> None:
+    """Within ``4 hypot(3, 4) + 0.05 x 100`` of each other, up or down."""
+    found = verdict(**BOTH, fix_up_m=sign * 100.0, range_up_m=sign * range_up_m)
+    assert found is (FaultKind.TERRAIN if alike else FaultKind.UNDECIDED)
+    opposite = verdict(**BOTH, fix_up_m=sign * 100.0, range_up_m=-sign * range_up_m)
+    assert opposite is FaultKind.UNDECIDED
+
+
+def test_ground_differs_only_where_vision_is_displaced_at_all() -> None:
+    assert verdict(**BOTH, fix_up_m=12.01, range_up_m=12.0) is FaultKind.TERRAIN  # 4 sigma of 3 m
+    assert verdict(**BOTH, fix_up_m=11.99, range_up_m=12.0) is FaultKind.UNDECIDED
+    # An alarm on their slow separation is none on both.
+    off = {"fix_agrees": False, "fix_up_m": 100.0, "range_up_m": 100.0}
+    assert verdict(apart=10.0, **off) is FaultKind.UNDECIDED
+
+
+def test_sideways_it_is_the_inertial_unit() -> None:
+    alike = {**BOTH, "fix_up_m": 100.0, "range_up_m": 100.0}
+    assert verdict(**alike, fix_across_sigma=4.99) is FaultKind.TERRAIN
+    assert verdict(**alike, fix_across_sigma=5.01) is FaultKind.INERTIAL
+    assert verdict(**BOTH, fix_across_sigma=5.01) is FaultKind.INERTIAL  # alike or not
+    assert verdict(jump=10.0, fix_across_sigma=5.01) is FaultKind.ALTIMETER_INCONSISTENT
+
+
+def test_both_displaced_says_nothing_before_vision_has_spoken() -> None:
+    late = {**BOTH, "jump": 11.01, "fix_up_m": 100.0, "range_up_m": 100.0}
+    assert verdict(**late) is FaultKind.UNDECIDED
+    assert verdict(**late, fix_across_sigma=9.0) is FaultKind.UNDECIDED
+
+
+def test_silence_is_undecided_until_vision_is_overdue() -> None:
+    """Then its last word counts; without one, or with one against, nobody is named."""
+    for last, named in (
+        ({}, FaultKind.ALTIMETER_INCONSISTENT),
+        ({"fix_s": -math.inf}, FaultKind.UNDECIDED),
+        ({"fix_agrees": False}, FaultKind.UNDECIDED),
+    ):
+        watch, found = said(jump=15.0, **last), []
+        for t_s in (15.5, 16.0, 23.5, 23.6, 40.0):
+            watch = decide(replace(watch, range_s=row(t_s)), t_s, SETUP)
+            found.append(kind_of(watch))
+            assert float(watch.accused_s) == 15.5
+        assert found == [FaultKind.UNDECIDED] * 3 + [named] * 2
+
+
+def test_waiting_begins_anew_when_the_evidence_goes() -> None:
+    watch = decide(said(jump=15.0), 15.5, SETUP)
+    quiet = replace(watch, change=said().change)
+    assert bool(decide(quiet, 16.0, SETUP).accused_s.isnan())
+    again = replace(decide(quiet, 16.0, SETUP), change=watch.change)
+    again = decide(again, 20.0, SETUP)
+    assert float(again.accused_s) == 20.0
+    assert kind_of(decide(again, 28.0, SETUP)) is FaultKind.UNDECIDED
+    assert kind_of(decide(again, 28.1, SETUP)) is FaultKind.ALTIMETER_INCONSISTENT
+
+
+def test_low_down_the_last_fix_is_the_witness_at_once() -> None:
+    assert verdict(jump=15.0, blind=True) is FaultKind.ALTIMETER_INCONSISTENT
+    assert verdict(jump=15.0, blind=True, fix_s=-math.inf) is FaultKind.UNDECIDED
+    assert verdict(jump=15.0, blind=True, fix_agrees=False) is FaultKind.UNDECIDED
+
+
+def test_vision_once_in_doubt_accuses_the_altimeter_no_more() -> None:
+    for name in (*ON_RANGES, "apart"):
+        assert verdict(**{name: 10.0}, doubted=True, blind=True) is FaultKind.UNDECIDED
+    assert verdict(**BOTH, doubted=True, fix_up_m=99.0, range_up_m=99.0) is FaultKind.TERRAIN
+    once = decide(said(fix_count=15.0), 15.5, SETUP)
+    assert bool(once.doubted)
+    later = decide(replace(once, fix_count=said().fix_count, change=said(jump=10.0).change), 20.0,
+                   SETUP)  # fmt: skip
+    assert bool(later.doubted)
+    assert kind_of(later) is FaultKind.UNDECIDED
+
+
+def test_slow_separation_accuses_the_altimeter_by_a_fix_that_agrees() -> None:
+    assert verdict(apart=10.0, blind=True) is FaultKind.ALTIMETER_INCONSISTENT
+    assert verdict(apart=11.01) is FaultKind.UNDECIDED
+    assert verdict(apart=10.0, blind=True, fix_agrees=False) is FaultKind.UNDECIDED
+
+
+# What needs no second witness ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("evidence", "kind"),
+    [
+        ({"outage": Outage.LATE_ACQUISITION}, FaultKind.LATE_ACQUISITION),
+        ({"outage": Outage.DROPOUT}, FaultKind.DROPOUT),
+        ({"outage": Outage.PERMANENT}, FaultKind.DROPOUT),
+        ({"fix_count": 15.0, "fix_agrees": False}, FaultKind.VISION_INCONSISTENT),
+        ({"jump": 10.0}, FaultKind.ALTIMETER_INCONSISTENT),
+        ({"unfused": 15.0}, FaultKind.NOT_FUSED),
+        ({"stuck": 15.0}, FaultKind.STUCK),
+        ({"inertial": 15.0}, FaultKind.INERTIAL),
+        ({"star_shift": 15.0}, FaultKind.INERTIAL),
+        ({"spurious": True}, FaultKind.SPURIOUS_EVENT),
+    ],
+)
+def test_one_kind_of_evidence_names_its_kind(evidence: dict, kind: FaultKind) -> None:
+    named = decide(said(**evidence), NOW_S, SETUP)
+    assert kind_of(named) is kind
+    assert KINDS[int(named.first_kind)] is kind
+    assert float(named.alert_s) == float(named.named_s) == NOW_S
+    # No word of vision is needed, nor range, but by those two that wait for one.
+    if kind not in (FaultKind.VISION_INCONSISTENT, FaultKind.ALTIMETER_INCONSISTENT):
+        assert verdict(**evidence, fix_s=-math.inf, range_s=-math.inf) is kind
+
+
+def test_the_strongest_claim_is_named() -> None:
+    claims = [
+        ({"outage": Outage.DROPOUT}, FaultKind.DROPOUT),
+        ({"jump": 10.0}, FaultKind.ALTIMETER_INCONSISTENT),
+        ({"unfused": 15.0}, FaultKind.NOT_FUSED),
+        ({"stuck": 15.0}, FaultKind.STUCK),
+        ({"inertial": 15.0}, FaultKind.INERTIAL),
+        ({"spurious": True}, FaultKind.SPURIOUS_EVENT),
+    ]
+    for i, (weak, _) in enumerate(claims):
+        for strong, kind in claims[i:]:
+            assert verdict(**(weak | strong)) is kind
+
+
+# Time ---------------------------------------------------------------------------------------------
+
+
+def test_absence_ends_when_ranges_come_and_another_verdict_may_follow() -> None:
+    watch = decide(said(outage=Outage.LATE_ACQUISITION), 10.5, SETUP)
+    assert kind_of(watch) is FaultKind.LATE_ACQUISITION
+    watch = decide(watch, 12.0, SETUP)
+    assert kind_of(watch) is FaultKind.LATE_ACQUISITION
+    watch = decide(replace(watch, absence=said().absence), 13.0, SETUP)
+    assert kind_of(watch) is FaultKind.HEALTHY
+    watch = decide(replace(watch, change=said(jump=11.0).change), 18.0, SETUP)
+    assert kind_of(watch) is FaultKind.ALTIMETER_INCONSISTENT
+    # What was first stays.
+    assert KINDS[int(watch.first_kind)] is FaultKind.LATE_ACQUISITION
+    assert float(watch.onset_s) == 10.0
+    assert float(watch.alert_s) == float(watch.named_s) == 10.5
+
+
+def test_absence_gives_way_to_what_weighs_more_and_to_doubt() -> None:
+    absent = decide(said(outage=Outage.DROPOUT), 10.5, SETUP)
+    unit = decide(replace(absent, inertial=said(inertial=11.0).inertial), 11.0, SETUP)
+    assert kind_of(unit) is FaultKind.INERTIAL
+    back = replace(absent, absence=said().absence, change=said(jump=12.0).change)
+    assert kind_of(decide(back, 13.0, SETUP)) is FaultKind.UNDECIDED
+
+
+def test_a_name_stands_and_doubt_goes_with_its_evidence() -> None:
+    named = decide(said(jump=10.0), NOW_S, SETUP)
+    doubt = decide(said(jump=15.0), NOW_S, SETUP)
+    for later in (said(), said(inertial=21.0), said(spurious=True), said(outage=Outage.DROPOUT)):
+        kept = {f.name: getattr(named, f.name) for f in fields(Watch) if f.name in _VERDICT}
+        watch = decide(replace(later, **kept), 25.0, SETUP)
+        assert kind_of(watch) is FaultKind.ALTIMETER_INCONSISTENT
+        assert float(watch.named_s) == NOW_S
+    gone = decide(replace(doubt, change=said().change), 25.0, SETUP)
+    assert kind_of(doubt) is FaultKind.UNDECIDED
+    assert kind_of(gone) is FaultKind.HEALTHY
+    assert float(gone.alert_s) == NOW_S  # it was raised all the same
+    assert bool(gone.named_s.isnan())
+    assert KINDS[int(gone.first_kind)] is FaultKind.HEALTHY
+
+
+_VERDICT = ("kind", "first_kind", "onset_s", "alert_s", "named_s", "size_m", "accused_s", "doubted")
+
+
+def test_alert_comes_first_and_the_name_with_its_witness() -> None:
+    watch = decide(said(range_shift=15.0, range_count=14.5), 15.5, SETUP)
+    assert kind_of(watch) is FaultKind.UNDECIDED
+    assert float(watch.onset_s) == 14.5
+    watch = replace(watch, fix_s=row(16.0), range_up_m=row(70.0))
+    watch = decide(watch, 16.5, SETUP)
+    assert kind_of(watch) is FaultKind.ALTIMETER_INCONSISTENT
+    assert float(watch.alert_s) == 15.5
+    assert float(watch.named_s) == 16.5
+    assert float(watch.size_m) == 70.0
+    later = decide(replace(watch, range_up_m=row(90.0)), 17.0, SETUP)
+    assert float(later.size_m) == 70.0
+    assert float(later.onset_s) == 14.5
+
+
+@pytest.mark.parametrize("name", [*ON_RANGES, *ON_FIXES, *ON_UNIT, *ALONE])
+def test_onset_is_the_earliest_of_the_alarms_that_stand(name: str) -> None:
+    assert float(evidence_of(said(**{name: 13.0})).onset_s) == 13.0
+    others = {other: 14.0 for other in (*ON_RANGES, *ON_FIXES, *ON_UNIT, *ALONE) if other != name}
+    assert float(evidence_of(said(**others, **{name: 13.0})).onset_s) == 13.0
+    # An onset without its alarm says nothing.
+    late = said(**others, **{name: 13.0})
+    quiet = replace(late, **{f: getattr(said(**others), f) for f in _FIELDS[name]})
+    assert float(evidence_of(quiet).onset_s) == 14.0
+    found = evidence_of(said(**{name: 13.0}))
+    flags = (bool(found.ranges), bool(found.fixes), bool(found.inertial))
+    assert flags == (name in ON_RANGES, name in ON_FIXES, name in ON_UNIT)
+
+
+_FIELDS = {name: (name,) for name in (*ON_RANGES, *ON_FIXES, *ON_UNIT, *ALONE)} | {
+    "jump": ("change",), "ramp": ("change",), "apart": ("apart",),
+}  # fmt: skip
+
+
+# Against a plain oracle, and lane by lane ---------------------------------------------------------
+
+_onset = st.sampled_from([None, None, None, 8.0, 11.0, 12.0])
+
+
+@st.composite
+def evidence(draw: st.DrawFn) -> dict:
+    """Evidence of one descent, on grids that hold both sides of what is decided."""
+    names = ("jump", "range_scatter", "range_shift", "fix_count", "apart", "unfused", "stuck",
+             "inertial")  # fmt: skip
+    found = {name: draw(_onset) for name in names}
+    what: dict = {name: at_s for name, at_s in found.items() if at_s is not None}
+    if draw(st.integers(0, 5)) == 0:
+        what["outage"] = draw(st.sampled_from([Outage.LATE_ACQUISITION, Outage.PERMANENT]))
+    return what | {
+        "fix_s": draw(st.sampled_from([-math.inf, 9.0, 11.0, 13.0])),
+        "fix_agrees": draw(st.booleans()),
+        "fix_up_m": draw(st.sampled_from([0.0, 11.0, 13.0, 200.0, -200.0])),
+        "range_up_m": draw(st.sampled_from([0.0, 12.0, 175.0, 225.0, 240.0, -200.0])),
+        "fix_across_sigma": draw(st.sampled_from([0.0, 4.9, 5.1])),
+        "range_s": draw(st.sampled_from([-math.inf, 18.9, 19.1, 20.0])),
+        "accused_s": draw(st.sampled_from([math.nan, 11.9, 12.1])),
+        "blind": draw(st.sampled_from([False, False, True])),
+        "doubted": draw(st.sampled_from([False, False, True])),
+        "spurious": draw(st.sampled_from([False] * 6 + [True])),
+    }
+
+
+def by_the_table(x: dict) -> FaultKind:
+    """The verdict in plain words, strongest first."""
+    on_ranges = [x[n] for n in ("jump", "range_scatter", "range_shift") if n in x]
+    overdue = x["blind"] or NOW_S - x["accused_s"] > SETUP.wait_s
+    since_s = min(on_ranges) if on_ranges else x.get("apart", math.inf)
+    spoke = x["fix_s"] >= since_s or (overdue and x["fix_s"] > -math.inf)
+    against, size_m = not x["fix_agrees"], abs(x["fix_up_m"])
+    gap_m = abs(x["range_up_m"] - x["fix_up_m"])
+    alike = size_m > 12.0 and gap_m < 20.0 + 0.05 * size_m
+    sideways = x["fix_across_sigma"] > 5.0
+    if x["spurious"]:
+        return FaultKind.SPURIOUS_EVENT
+    if "inertial" in x:
+        return FaultKind.INERTIAL
+    if "stuck" in x:
+        return FaultKind.STUCK
+    if "unfused" in x:
+        return FaultKind.NOT_FUSED
+    if on_ranges and spoke and against and sideways:
+        return FaultKind.INERTIAL
+    if on_ranges and spoke and against and alike:
+        return FaultKind.TERRAIN
+    if (on_ranges or "apart" in x) and spoke and not against and not x["doubted"]:
+        only_noise = "range_scatter" in x and not {"jump", "range_shift"} & set(x)
+        return FaultKind.ALTIMETER_NOISE if only_noise else FaultKind.ALTIMETER_INCONSISTENT
+    if "fix_count" in x and not on_ranges and x["range_s"] >= 19.0 and against:
+        return FaultKind.VISION_INCONSISTENT
+    if "outage" in x:
+        late = x["outage"] is Outage.LATE_ACQUISITION
+        return FaultKind.LATE_ACQUISITION if late else FaultKind.DROPOUT
+    doubt = on_ranges or "apart" in x or "fix_count" in x
+    return FaultKind.UNDECIDED if doubt else FaultKind.HEALTHY
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(evidence(), min_size=2, max_size=8), st.randoms(use_true_random=False))
+def test_batches_are_their_descents_and_say_what_the_table_says(cases: list, chance) -> None:
+    batch = joined([said(**case) for case in cases])
+    decided = decide(batch, NOW_S, SETUP)
+    order = list(range(len(cases)))
+    chance.shuffle(order)
+    shuffled = decide(gathered(batch, torch.tensor(order)), NOW_S, SETUP)
+    assert same(shuffled, gathered(decided, torch.tensor(order)))
+    for i, case in enumerate(cases):
+        alone = decide(said(**case), NOW_S, SETUP)
+        assert same(alone, gathered(decided, torch.tensor([i])))
+        assert kind_of(alone) is by_the_table(case), case

@@ -1,0 +1,280 @@
+"""Flies a historical event: as it failed, with tnav, and with tnav but without the fault.
+
+All three are closed-loop descents in `model` fidelity with the same seeds. An alert is worth what
+is left of the way to the point of no return when it is raised::
+
+    AL = h - v^2 / (2 a_net),   AL / v
+
+with true height over the ground h and descent rate v (``tnav.monitor.integrity.alert_limit``:
+proposed here from controllability, no standard).
+"""
+
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from tnav.evaluate.descent_plan import Descent, told_of
+from tnav.evaluate.events import Event
+from tnav.evaluate.fix_model import load_fix_model
+from tnav.evaluate.flight import Flight, Monitoring, Progress
+from tnav.evaluate.flight_ground import ModelGround
+from tnav.evaluate.flight_log import height_over_site_m
+from tnav.evaluate.flight_runs import Site, site_of
+from tnav.evaluate.flight_score import ACROSS_MAX_M_S, DOWN_MAX_M_S
+from tnav.evaluate.flight_start import footprint_per_m
+from tnav.geometry.moon import up_L
+from tnav.geometry.sun import sun_at
+from tnav.monitor.integrity import alert_limit
+from tnav.monitor.watch import HEALTHY, KINDS
+from tnav.records import FaultKind
+
+SAVED_M_S = 3.0  # at contact, of all of the velocity
+
+
+class How(StrEnum):
+    """How a descent ended."""
+
+    SOFT = "landed"  # within the bounds of a landing
+    HARD = "hard"  # faster, but under 3 m/s
+    CRASHED = "crashed"
+    DRY = "ran_dry"  # and crashed
+    AIR = "in_the_air"  # still, at the end of the longest flight
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The end of one descent."""
+
+    how: How
+    speed_m_s: float | None  # at contact, of all of the velocity
+    down_m_s: float | None
+    miss_m: float | None  # horizontal, of the site
+    propellant_kg: float
+
+    @property
+    def saved(self) -> bool:
+        """Whether it reached the ground slowly enough."""
+        return self.how in (How.SOFT, How.HARD)
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What the monitor said of one descent; None: it did not."""
+
+    kind: FaultKind  # first one that it named; undecided where it named none but alarmed
+    last: FaultKind  # that stood at the end
+    begun_s: float | None  # truth: the first fault
+    onset_s: float | None  # its estimate
+    alert_s: float | None
+    named_s: float | None
+    agl_m: float | None  # truth at the alert, over the ground
+    descent_rate_m_s: float | None
+    margin_m: float | None  # to the point of no return; negative: past it
+    margin_s: float | None  # None: rising
+
+    @property
+    def delay_s(self) -> float | None:
+        """From the fault's begin to the alert; negative: a false alarm before it."""
+        if self.alert_s is None or self.begun_s is None:
+            return None
+        return self.alert_s - self.begun_s
+
+
+@dataclass(frozen=True, slots=True)
+class Flown:
+    """One batch."""
+
+    endings: tuple[Ending, ...]
+    heard: tuple[Heard, ...]  # empty without a monitor
+
+
+@dataclass(frozen=True, slots=True)
+class EventResult:
+    """The three flights of one event."""
+
+    event: Event
+    seed: int
+    device: str
+    as_flown: Flown | None
+    with_tnav: Flown
+    twin: Flown  # without the fault
+
+
+@dataclass(slots=True)
+class Shared:
+    """What events have in common: the ground, and twins that are the same descent."""
+
+    sites: dict[str, Site] = field(default_factory=dict)
+    healthy: dict[str, Flown] = field(default_factory=dict)
+
+
+def run_event(
+    event: Event,
+    device: torch.device,
+    descents: int = 4,
+    seed: int = 0,
+    progress: Progress = lambda text, share: None,
+    shared: Shared | None = None,
+) -> EventResult:
+    """Flies an event as it failed, with tnav, and with tnav but without the fault.
+
+    Args:
+        event: the recipe.
+        device: of terrain and filters.
+        descents: number of draws of everything that is drawn; the fault's numbers are fixed.
+        seed: number of the first draw.
+        progress: told what goes on.
+        shared: kept from event to event, for speed.
+
+    Raises:
+        ConfigError: the event's descents do not fit.
+    """
+    shared = shared or Shared()
+    descent, then, number = event.flown_with_tnav(), event.flown_then(), seed + event.seed
+
+    def tell(what: str, part: float) -> Progress:
+        return lambda text, share: progress(f"{event.name}, {what}: {text}", (part + share) / 3)
+
+    def fly(flown: Descent, faulty: bool, monitor: Monitoring, told: Progress) -> Flown:
+        key = f"{flown.model_dump_json()} {number} {descents} {device}"
+        if not faulty and monitor is Monitoring.ACTS and key in shared.healthy:
+            return shared.healthy[key]
+        if flown.scenario not in shared.sites:
+            told("terrain", 0.0)
+            shared.sites[flown.scenario] = site_of(flown, device)
+        site = shared.sites[flown.scenario]
+        done = _fly(flown, site, descents, number, event if faulty else None, monitor, told)
+        if not faulty and monitor is Monitoring.ACTS:
+            shared.healthy[key] = done
+        return done
+
+    with_tnav = fly(descent, bool(event.faults), Monitoring.ACTS, tell("with tnav", 0.0))
+    twin = fly(descent, False, Monitoring.ACTS, tell("without the fault", 1.0))
+    as_flown = None
+    if then is not None:
+        as_flown = fly(then, bool(event.faults), Monitoring.OFF, tell("as flown", 2.0))
+    return EventResult(event, number, str(device), as_flown, with_tnav, twin)
+
+
+def _fly(
+    descent: Descent,
+    site: Site,
+    batch: int,
+    number: int,
+    event: Event | None,
+    monitor: Monitoring,
+    progress: Progress,
+) -> Flown:
+    scenario = site.scenario.with_seed(number)
+    ground = ModelGround(
+        scenario,
+        site.terrain_map,
+        load_fix_model(),
+        batch,
+        footprint_per_m(scenario),
+        told_of(descent, scenario).relief_sigma_m,
+        sun_at(scenario.site.frame, scenario.epoch_utc).elevation_deg,
+    )
+    faults = event.faults if event is not None else ()
+    flight = Flight(
+        descent, scenario, ground, site.terrain_map, batch, faults=faults, monitor=monitor
+    )
+    alerts = Alerts(flight)
+    flight.after_step = alerts.look if flight.monitor is not None else None
+    flight.fly(progress)
+    return Flown(_endings(flight), alerts.heard() if flight.monitor is not None else ())
+
+
+class Alerts:
+    """Where the landers of a flight truly were at their first alert."""
+
+    def __init__(self, flight: Flight) -> None:
+        """Beside a flight that has not begun."""
+        self.flight = flight
+        lander = flight.lander
+        self.raised = torch.zeros_like(lander.landed)
+        self.looks_from_L = lander.position_L
+        self.agl_m = torch.full_like(lander.propellant_kg, math.nan)
+        self.rate_m_s = torch.full_like(self.agl_m, math.nan)
+
+    def look(self) -> None:
+        """After a step: keeps height and speed of the descents that alert now."""
+        flight, lander = self.flight, self.flight.lander
+        assert flight.monitor is not None
+        raised = flight.monitor.watch.alert_s.isfinite()
+        now = raised & ~self.raised
+        rate_m_s = -(lander.velocity_L * up_L(lander.position_L)).sum(-1)
+        # Over the site where there is no terrain; by a ray from each place at the end.
+        height_m = height_over_site_m(lander, flight.site_z_m)
+        looks_from_L = flight.faults.looks_from_L(lander.t_s, lander.position_L)
+        self.raised = raised
+        self.rate_m_s = torch.where(now, rate_m_s, self.rate_m_s)
+        self.agl_m = torch.where(now, height_m, self.agl_m)
+        self.looks_from_L = torch.where(now[:, None], looks_from_L, self.looks_from_L)
+
+    def heard(self) -> tuple[Heard, ...]:
+        """After the flight: what was said of each descent."""
+        flight = self.flight
+        assert flight.monitor is not None
+        watch, begun_s = flight.monitor.watch, flight.faults.state.begun_s
+        over_ground_m = flight.ground.agl_m(self.looks_from_L)
+        known = over_ground_m.isfinite() & self.raised
+        agl_m = torch.where(known, over_ground_m, self.agl_m)
+        limit = alert_limit(
+            agl_m,
+            self.rate_m_s,
+            torch.full_like(agl_m, flight.scenario.net_deceleration_m_s2),
+        )
+        none = torch.full_like(agl_m, math.inf)
+        first = torch.where(watch.named_s.isnan(), watch.kind, watch.first_kind)
+        alarmed = watch.alert_s.isfinite()
+        undecided = torch.full_like(first, KINDS.index(FaultKind.UNDECIDED))
+        first = torch.where(alarmed & (first == HEALTHY), undecided, first)
+        columns: dict[str, Tensor] = {
+            "begun_s": begun_s.amin(1) if begun_s.shape[1] else none,
+            "onset_s": watch.onset_s,
+            "alert_s": watch.alert_s,
+            "named_s": watch.named_s,
+            "agl_m": agl_m,
+            "descent_rate_m_s": self.rate_m_s,
+            "margin_m": limit.limit_m,
+            "margin_s": limit.time_to_alert_s,
+        }
+        values = {name: _listed(column) for name, column in columns.items()}
+        return tuple(
+            Heard(KINDS[kind], KINDS[last], **{name: row[i] for name, row in values.items()})
+            for i, (kind, last) in enumerate(zip(first.tolist(), watch.kind.tolist(), strict=True))
+        )
+
+
+def _endings(flight: Flight) -> tuple[Ending, ...]:
+    contact, log = flight.log.contact, flight.log
+    speed_m_s = torch.hypot(contact.down_m_s, contact.horizontal_m_s)
+    soft = (contact.down_m_s <= DOWN_MAX_M_S) & (contact.horizontal_m_s <= ACROSS_MAX_M_S)
+    rows = zip(
+        _listed(speed_m_s), _listed(contact.down_m_s), _listed(contact.miss_m),
+        log.propellant_kg.tolist(), soft.tolist(), log.landed.tolist(), strict=True,
+    )  # fmt: skip
+    return tuple(
+        Ending(_how(speed, is_soft, landed, kg), speed, down, miss, kg)
+        for speed, down, miss, kg, is_soft, landed in rows
+    )
+
+
+def _how(speed_m_s: float | None, soft: bool, landed: bool, propellant_kg: float) -> How:
+    if not landed or speed_m_s is None:
+        return How.AIR
+    if soft:
+        return How.SOFT
+    if speed_m_s < SAVED_M_S:
+        return How.HARD
+    return How.DRY if propellant_kg <= 0 else How.CRASHED
+
+
+def _listed(values: Float64[Tensor, " b"]) -> list[float | None]:
+    """Numbers on the host; None for what is not one."""
+    return [value if math.isfinite(value) else None for value in values.tolist()]
