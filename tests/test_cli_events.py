@@ -60,6 +60,7 @@ def test_all_events_by_default_and_named_ones_in_their_order(flown, capsys) -> N
     assert asked[0] == ("surveyor_3", torch.device("cpu"), 4, 0)
     assert asked[-1][0].startswith("nominal")
     asked.clear()
+    capsys.readouterr()
     argv = ["events", "run", "vikram", "apollo_14", "--descents", "2", "--seed", "7"]
     assert _status([*argv, "--device", "cpu"]) == 0
     assert asked == [(name, torch.device("cpu"), 2, 7) for name in ("vikram", "apollo_14")]

@@ -8,9 +8,12 @@ import pytest
 import torch
 from flights import flight
 
+from tnav.cli import main
+from tnav.evaluate import bench_monitor
 from tnav.evaluate.bench_monitor import VERDICTS, _kind_rows, _total_rows, score
 from tnav.evaluate.flight import Monitoring
 from tnav.evaluate.flight_integrity import IntegrityLog
+from tnav.evaluate.limits import Row
 from tnav.monitor.integrity import Stanford
 from tnav.monitor.thresholds import Tuning
 from tnav.monitor.watch import KINDS, Watch
@@ -112,3 +115,18 @@ def test_an_error_over_the_limit_under_the_level_without_alert_is_hazardous() ->
     assert float(log.alert_limit_m[3]) == pytest.approx(limit_m)
     assert float(log.alert_margin_s[3]) == pytest.approx(limit_m / 20.0)
     assert math.isnan(float(log.alert_limit_m[0]))
+
+
+def test_the_command_hands_on_how_many_and_fails_with_a_row(monkeypatch, capsys) -> None:
+    asked = []
+
+    def measured(device, *, quick, say, count):
+        asked.append((quick, count))
+        return [Row("faults: detected", 1, "descents", "= 2", False, 2, "cpu")]
+
+    monkeypatch.setattr(bench_monitor, "measure_monitor", measured)
+    with pytest.raises(SystemExit) as done:
+        main(["bench", "monitor", "--descents", "3", "--device", "cpu"])
+    assert done.value.code == 1
+    assert asked == [(False, 3)]
+    assert "faults: detected" in capsys.readouterr().out

@@ -21,9 +21,10 @@ from tnav.evaluate.events_fly import (
     _how,
     run_event,
 )
-from tnav.evaluate.events_score import as_dict, cells, is_right, judge
+from tnav.evaluate.events_score import cells, is_right, judge
 from tnav.evaluate.flight import Monitoring
 from tnav.evaluate.flight_runs import Site
+from tnav.monitor.watch import KINDS
 from tnav.records import FaultKind
 from tnav.simulate.faults import Onset, SpuriousEventFault
 
@@ -34,7 +35,7 @@ SAID = {
     "date": "2000-01-01",
     "what": "It happened.",
     "expected": ["dropout"],
-    "changes": {"duration_max_s": 3.0},
+    "changes": {"duration_max_s": 1.0},
     "as_flown": {"with_vision": False},
     "faults": [{"kind": "thrust_bias", "begins": {"at_s": 0.5}, "bias": 0.03}],
 }
@@ -78,7 +79,10 @@ def test_the_three_flights_and_what_they_share() -> None:
     other = run_event(event(name="other"), CPU, 2, 5, shared=shared)
     assert other.twin is one.twin
     # ... but not from other seeds, and not with other changes.
-    for changed in (event(seed=1), event(changes={"duration_max_s": 2.0})):
+    for changed in (
+        event(as_flown=None, seed=1),
+        event(as_flown=None, changes={"duration_max_s": 1.1}),
+    ):
         assert run_event(changed, CPU, 2, 5, shared=shared).twin is not one.twin
 
 
@@ -91,12 +95,16 @@ def test_a_nominal_event_is_one_flight() -> None:
 
 
 def test_the_same_seed_is_the_same_replay() -> None:
-    first, again = (run_event(event(), CPU, 2, 3, shared=grounded()) for _ in range(2))
-    assert as_dict(first) == as_dict(again)
-    assert as_dict(run_event(event(), CPU, 2, 4, shared=grounded())) != as_dict(first)
+    """What is left of the propellant tells engines, and with them draws, apart."""
+    nominal = event(faults=[], as_flown=None, changes={"duration_max_s": 10.6})
+    first, again, other = (
+        run_event(nominal, CPU, 1, seed, shared=grounded()).with_tnav for seed in (3, 3, 4)
+    )
+    assert first == again
+    assert first != other
 
 
-def _alerted(device: str = "cpu", monitor: Monitoring = Monitoring.ACTS) -> Alerts:
+def _alerted(device: str = "cpu") -> Alerts:
     """Falling at 20 m/s at 500 m, as the touchdown switch says that it stands on the ground."""
     fault = SpuriousEventFault(kind="spurious_event", begins=Onset(at_s=0.4), lasts_s=0.5)
     one = flight(2, keep=None, device=device, faults=(fault,), monitor=Monitoring.ACTS)
@@ -145,6 +153,32 @@ def test_without_an_alert_there_is_nothing_to_tell_and_the_flight_is_the_same() 
         alone._step(k)
     assert torch.equal(looked_on.state.position_L, alone.state.position_L)
     assert alerts.heard() == (SILENT,) * 2
+
+
+def test_what_is_said_of_a_lander_on_the_ground_counts_for_nothing() -> None:
+    one = over(flight(3, None, monitor=Monitoring.ACTS), 500.0)
+    alerts = Alerts(one)
+    stuck = KINDS.index(FaultKind.STUCK)
+    said = torch.full((3,), 5.0, dtype=torch.float64)
+    kinds = torch.full((3,), stuck)
+    for down, alert_s, named_s in (
+        ([False, False, True], [5.0, math.nan, 5.0], [math.nan] * 3),
+        ([False, True, True], [5.0, 6.0, 5.0], [6.0] * 3),
+    ):
+        one.lander = replace(one.lander, landed=torch.tensor(down))
+        one.monitor.watch = replace(
+            one.monitor.watch,
+            alert_s=said.new_tensor(alert_s),
+            named_s=said.new_tensor(named_s),
+            first_kind=kinds,
+            kind=kinds,
+        )
+        alerts.look()
+    heard = alerts.heard()
+    assert (heard[0].kind, heard[0].alert_s, heard[0].named_s) == (FaultKind.STUCK, 5.0, 6.0)
+    assert heard[1].kind is FaultKind.HEALTHY
+    assert heard[1].alert_s is heard[1].named_s is heard[1].margin_m is None
+    assert heard[2] == SILENT
 
 
 def test_looking_on_waits_for_no_device() -> None:

@@ -37,7 +37,6 @@ SETUP = WatchSetup(
     thresholds=thresholds(Rates(), SAMPLES, TUNING),
     tuning=TUNING,
     multipliers=RiskBudget(fault_probabilities=(1e-2,), looks=30.0).multipliers(),
-    wait_s=3.0,
     witness_nis=22.0,
     blind_below_m=60.0,
 )
@@ -130,7 +129,7 @@ def mapped(record: object, by: Callable[[Tensor], Tensor]) -> object:
 
 
 def test_before_a_descent_nobody_is_accused() -> None:
-    watch = decide(fresh(3), 0.0, SETUP)
+    watch = decide(fresh(3), 0.0)
     assert [KINDS[i] for i in watch.kind.tolist()] == [FaultKind.HEALTHY] * 3
     assert bool(watch.alert_s.isnan().all())
     assert bool((watch.protection_m == math.inf).all())  # nothing is promised yet
@@ -355,7 +354,7 @@ def flown(
             t_s, off_m=off + normal(), own_z=off + normal(), valid=valid, sigma_m=1.0,
             expected_m=900.0 - i, fused=~((who == 4) & failing), batch=LANES,
         )  # fmt: skip
-        watch = decide(watch_range(watch, sent(now), SETUP), t_s, SETUP)
+        watch = decide(watch_range(watch, sent(now), SETUP), t_s)
         watches.append(watch)
     return watches
 

@@ -29,7 +29,15 @@ from tnav.navigate.filter import (
 )
 from tnav.navigate.gate import fuse
 from tnav.navigate.map_error import rescale
-from tnav.navigate.mechanisation import INERTIAL, MAP_LOCAL, MAP_SHIFT, RANGE_BIAS, STATES
+from tnav.navigate.mechanisation import (
+    ACCELEROMETER_BIAS,
+    INERTIAL,
+    MAP_LOCAL,
+    MAP_SHIFT,
+    RANGE_BIAS,
+    STATES,
+    gravity_in_doubt,
+)
 from tnav.navigate.state import SENSORS, FilterConfig, FilterState, GatePolicy
 from tnav.records import AltimeterReading, Innovation, Sensor, StarTrackerReading
 
@@ -264,6 +272,23 @@ def test_vision_patience() -> None:
     assert fused == [False, False, False, True]
     assert (state.position_L - fix_at(70.0, CONFIG, off)[0].position_L).norm() < 10
     assert (state.clone_position_L - state.position_L).norm() < 1e-6
+
+
+def test_a_height_that_jumps_leaves_gravity_in_doubt() -> None:
+    """3 km of ground that is not there are 0.0056 m/s^2 of gravity: bias, along the vertical."""
+    turned = so3_exp(torch.tensor([[0.4, -0.2, 1.3]], dtype=F64))
+    doubt = gravity_in_doubt(turned, torch.tensor([3000.0], dtype=F64))[0, :, 0]
+    assert float((turned[0] @ doubt[ACCELEROMETER_BIAS])[2]) == pytest.approx(0.0056, rel=0.01)
+    assert (turned[0] @ doubt[ACCELEROMETER_BIAS])[:2].tolist() == pytest.approx([0.0, 0.0])
+    assert float(doubt.norm()) == pytest.approx(float(doubt[ACCELEROMETER_BIAS].norm()))
+    state, off = at_truth(70.0, CONFIG), (0.0, 0.0, 3000.0)
+    before = state.covariance[0, ACCELEROMETER_BIAS, ACCELEROMETER_BIAS].trace()
+    for _ in range(CONFIG.vision_gate_patience + 1):
+        state, seen = update_vision(state, *fix_at(70.0, CONFIG, off), R_B_C, CONFIG)
+        if not bool(seen.fused[0]):
+            assert state.covariance[0, ACCELEROMETER_BIAS, ACCELEROMETER_BIAS].trace() == before
+    after = state.covariance[0, ACCELEROMETER_BIAS, ACCELEROMETER_BIAS].trace()
+    assert float(after - before) == pytest.approx(0.0056**2, rel=0.05)
 
 
 def test_no_lock_out_of_a_healthy_altimeter() -> None:

@@ -195,6 +195,10 @@ def bench(
     other_pairs: Annotated[
         int | None, typer.Option(min=1, help="of each row, for all methods but tnav (match)")
     ] = None,
+    descents: Annotated[
+        int | None,
+        typer.Option(min=1, help="in model fidelity (filter), of each kind of fault (monitor)"),
+    ] = None,
     method: Annotated[list[str] | None, typer.Option(help="one of several (match)")] = None,
     row: Annotated[list[str] | None, typer.Option(help="one of several (match)")] = None,
 ) -> None:
@@ -218,11 +222,13 @@ def bench(
     elif name == "filter":
         from tnav.evaluate.bench_filter import measure_filter
 
-        rows = measure_filter(resolve_device(device), quick=quick, say=say, out=out)
+        rows = measure_filter(
+            resolve_device(device), quick=quick, say=say, out=out, model_descents=descents
+        )
     elif name == "monitor":
         from tnav.evaluate.bench_monitor import measure_monitor
 
-        rows = measure_monitor(resolve_device(device), quick=quick, say=say)
+        rows = measure_monitor(resolve_device(device), quick=quick, say=say, count=descents)
     elif name == "fix-model":
         from tnav.evaluate.fix_check import measure_fix_model
 

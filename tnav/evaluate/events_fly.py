@@ -183,37 +183,45 @@ def _fly(
     flight = Flight(
         descent, scenario, ground, site.terrain_map, batch, faults=faults, monitor=monitor
     )
-    alerts = Alerts(flight)
-    flight.after_step = alerts.look if flight.monitor is not None else None
+    alerts = Alerts(flight) if flight.monitor is not None else None
+    flight.after_step = alerts.look if alerts is not None else None
     flight.fly(progress)
-    return Flown(_endings(flight), alerts.heard() if flight.monitor is not None else ())
+    return Flown(_endings(flight), alerts.heard() if alerts is not None else ())
 
 
 class Alerts:
-    """Where the landers of a flight truly were at their first alert."""
+    """What the monitor of a flight says before touchdown, and where the landers truly were then.
+
+    A batch flies until all are down; what is said of a lander on the ground counts for nothing.
+    """
 
     def __init__(self, flight: Flight) -> None:
         """Beside a flight that has not begun."""
-        self.flight = flight
+        assert flight.monitor is not None
+        self.flight, watch = flight, flight.monitor.watch
         lander = flight.lander
         self.raised = torch.zeros_like(lander.landed)
+        self.kind, self.first_kind, self.named_s = watch.kind, watch.first_kind, watch.named_s
         self.looks_from_L = lander.position_L
         self.agl_m = torch.full_like(lander.propellant_kg, math.nan)
         self.rate_m_s = torch.full_like(self.agl_m, math.nan)
 
     def look(self) -> None:
-        """After a step: keeps height and speed of the descents that alert now."""
+        """After a step: keeps verdicts, and height and speed of the descents that alert now."""
         flight, lander = self.flight, self.flight.lander
         assert flight.monitor is not None
-        raised = flight.monitor.watch.alert_s.isfinite()
-        now = raised & ~self.raised
-        rate_m_s = -(lander.velocity_L * up_L(lander.position_L)).sum(-1)
+        watch, aloft = flight.monitor.watch, ~lander.landed
+        now = watch.alert_s.isfinite() & aloft & ~self.raised
+        self.raised = self.raised | now
+        self.kind = torch.where(aloft, watch.kind, self.kind)
+        self.first_kind = torch.where(aloft, watch.first_kind, self.first_kind)
+        self.named_s = torch.where(aloft, watch.named_s, self.named_s)
         # Over the site where there is no terrain; by a ray from each place at the end.
         height_m = height_over_site_m(lander, flight.site_z_m)
+        rate_m_s = -(lander.velocity_L * up_L(lander.position_L)).sum(-1)
         looks_from_L = flight.faults.looks_from_L(lander.t_s, lander.position_L)
-        self.raised = raised
-        self.rate_m_s = torch.where(now, rate_m_s, self.rate_m_s)
         self.agl_m = torch.where(now, height_m, self.agl_m)
+        self.rate_m_s = torch.where(now, rate_m_s, self.rate_m_s)
         self.looks_from_L = torch.where(now[:, None], looks_from_L, self.looks_from_L)
 
     def heard(self) -> tuple[Heard, ...]:
@@ -229,16 +237,15 @@ class Alerts:
             self.rate_m_s,
             torch.full_like(agl_m, flight.scenario.net_deceleration_m_s2),
         )
-        none = torch.full_like(agl_m, math.inf)
-        first = torch.where(watch.named_s.isnan(), watch.kind, watch.first_kind)
-        alarmed = watch.alert_s.isfinite()
-        undecided = torch.full_like(first, KINDS.index(FaultKind.UNDECIDED))
-        first = torch.where(alarmed & (first == HEALTHY), undecided, first)
+        none = torch.full_like(agl_m, math.nan)
+        undecided = torch.full_like(self.kind, KINDS.index(FaultKind.UNDECIDED))
+        nobody = torch.where(self.raised, undecided, HEALTHY)
+        first = torch.where(self.named_s.isnan(), nobody, self.first_kind)
         columns: dict[str, Tensor] = {
             "begun_s": begun_s.amin(1) if begun_s.shape[1] else none,
-            "onset_s": watch.onset_s,
-            "alert_s": watch.alert_s,
-            "named_s": watch.named_s,
+            "onset_s": torch.where(self.raised, watch.onset_s, none),
+            "alert_s": torch.where(self.raised, watch.alert_s, none),
+            "named_s": self.named_s,
             "agl_m": agl_m,
             "descent_rate_m_s": self.rate_m_s,
             "margin_m": limit.limit_m,
@@ -247,7 +254,7 @@ class Alerts:
         values = {name: _listed(column) for name, column in columns.items()}
         return tuple(
             Heard(KINDS[kind], KINDS[last], **{name: row[i] for name, row in values.items()})
-            for i, (kind, last) in enumerate(zip(first.tolist(), watch.kind.tolist(), strict=True))
+            for i, (kind, last) in enumerate(zip(first.tolist(), self.kind.tolist(), strict=True))
         )
 
 

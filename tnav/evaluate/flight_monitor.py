@@ -37,7 +37,7 @@ from tnav.navigate.filter import (
     update_vision,
 )
 from tnav.navigate.map_error import travel
-from tnav.navigate.mechanisation import POSITION, gravity_in_doubt
+from tnav.navigate.mechanisation import ATTITUDE, POSITION, VELOCITY, gravity_in_doubt
 from tnav.navigate.state import FilterConfig, FilterState, chosen, clone
 from tnav.records import (
     AltimeterReading,
@@ -51,11 +51,12 @@ from tnav.terrain.heightfield import Terrain
 _RANGING_S = 120.0  # a descent within the altimeter's promise, about
 _SEEING_S = 150.0  # and within the camera's
 _WITNESS = 1e-3  # a fix of six components that agrees is not rarer than this
-_WAITS = 1.5  # intervals of fixes until vision's silence counts
 _FAULTS = (1e-2,)  # of the altimeter, per descent: assumed, no statistic of flights
 _LOOKS = 30.0  # independent comparisons of heights a descent: one a fix
 # Contact counts where the ground may be this near: an interlock, in sigma and in metres.
 _CONTACT_SIGMA, _CONTACT_M = 6.0, 3.0
+# Of a lander under thrust that slews: what an inertial unit misses while it reads nothing.
+_UNREAD_M_S2, _UNREAD_RAD_S = 4.0, 0.5
 _BLAMED = {
     "altimeter": (
         FaultKind.ALTIMETER_INCONSISTENT,
@@ -88,7 +89,6 @@ def watch_setup(descent: Descent, rates: Rates | None = None) -> WatchSetup:
         thresholds=thresholds(rates or Rates(), samples, tuning),
         tuning=tuning,
         multipliers=RiskBudget(fault_probabilities=_FAULTS, looks=_LOOKS).multipliers(),
-        wait_s=_WAITS * timing.interval_s + timing.latency_s,
         blind_below_m=descent.seeing.agl_min_m,
         witness_nis=chi_square_quantile(_WITNESS, 6),
     )
@@ -123,7 +123,8 @@ class FlightMonitor:
         """
         self.setup, self.acts = watch_setup(descent), acts
         self.spec, self.config, self.frame, self.map = self.setup.spec, config, frame, terrain_map
-        self.batch = len(state.position_L)
+        self.dt_s, self.batch = descent.step_s, len(state.position_L)
+        self._unread = torch.zeros_like(state.map_mean_m)  # steps, of those that count already
         self.alone = state
         self.watch = Watch.fresh(self.batch, self.setup.tuning, terrain_map.device)
         self.blame = self._blame()
@@ -197,15 +198,29 @@ class FlightMonitor:
 
     def act(self, state: FilterState) -> FilterState:
         """Verdicts of now, and navigation's state after them."""
-        self.watch = decide(self.watch, state.t_s, self.setup)
+        self.watch = decide(self.watch, state.t_s)
         if not self.acts:
             return state
         before, self.blame = self.blame, self._blame()
         rid = self.blame.altimeter & ~before.altimeter
         state = chosen(rid, self.alone, state)
         opened = (self.blame.terrain & ~before.terrain) | (self.blame.vision & ~before.vision)
-        self.alone = _opened(self.alone, opened, self.watch.size_m)
-        return _opened(state, opened, self.watch.size_m)
+        self.alone = self._unmoored(_opened(self.alone, opened, self.watch.size_m))
+        state = self._unmoored(_opened(state, opened, self.watch.size_m))
+        self._unread = torch.where(self.watch.inertial.alarm, self.watch.inertial.statistic, 0.0)
+        return state
+
+    def _unmoored(self, state: FilterState) -> FilterState:
+        """Speed and attitude as they may be after steps that the inertial unit did not read.
+
+        Over n steps in a row they are off by ``a n dt`` and ``w n dt``: one error, not n.
+        """
+        steps = torch.where(self.watch.inertial.alarm, self.watch.inertial.statistic, 0.0)
+        more = (steps.square() - self._unread.square()).clamp_min(0.0) * self.dt_s**2
+        added = torch.zeros_like(state.covariance[:, 0])
+        added[:, VELOCITY] = (_UNREAD_M_S2**2 * more)[:, None]
+        added[:, ATTITUDE] = (_UNREAD_RAD_S**2 * more)[:, None]
+        return replace(state, covariance=state.covariance + torch.diag_embed(added))
 
     def _blame(self) -> Blame:
         kind = self.watch.kind

@@ -20,7 +20,6 @@ from tnav.monitor.watch import (
     SIDEWAYS_SIGMA,
     UNDECIDED,
     Watch,
-    WatchSetup,
 )
 from tnav.records import FaultKind
 
@@ -73,7 +72,7 @@ def evidence_of(watch: Watch) -> Evidence:
     )
 
 
-def decide(watch: Watch, t_s: float, setup: WatchSetup) -> Watch:
+def decide(watch: Watch, t_s: float) -> Watch:
     """Raises alerts and names whom the evidence accuses.
 
     Args:
@@ -84,8 +83,7 @@ def decide(watch: Watch, t_s: float, setup: WatchSetup) -> Watch:
     doubt = found.ranges | found.fixes | watch.apart
     certain = watch.absence.alarm | watch.stuck.alarm | watch.unfused.alarm | watch.spurious
     alarm = doubt | certain | found.inertial
-    accused_s = torch.where(watch.accused_s.isnan() & doubt, t_s, watch.accused_s)
-    kind = _named(watch, found, t_s, setup)
+    kind = _named(watch, found, t_s)
     # The verdict that stands, unless it was on ranges that have come, or on nobody.
     absent = _is_one_of(watch.kind, _ABSENT)
     over = absent & ~watch.absence.alarm
@@ -95,25 +93,24 @@ def decide(watch: Watch, t_s: float, setup: WatchSetup) -> Watch:
     now = torch.where(open_, raised, watch.kind)
     named = (now != HEALTHY) & (now != UNDECIDED)
     first = watch.named_s.isnan() & named
+    onset_s = torch.where(found.onset_s.isnan(), t_s, found.onset_s)
     return replace(
         watch,
-        accused_s=torch.where(doubt, accused_s, math.nan),
         doubted=watch.doubted | found.fixes,
         kind=now,
         first_kind=torch.where(first, now, watch.first_kind),
         named_s=torch.where(first, t_s, watch.named_s),
-        onset_s=torch.where(watch.alert_s.isnan() & alarm, found.onset_s, watch.onset_s),
+        onset_s=torch.where(watch.alert_s.isnan() & alarm, onset_s, watch.onset_s),
         alert_s=torch.where(watch.alert_s.isnan() & alarm, t_s, watch.alert_s),
-        size_m=torch.where(first, watch.range_up_m, watch.size_m),
+        size_m=torch.where(now != watch.kind, watch.range_up_m, watch.size_m),
     )
 
 
-def _named(watch: Watch, found: Evidence, t_s: float, setup: WatchSetup) -> Int64[Tensor, " b"]:
+def _named(watch: Watch, found: Evidence, t_s: float) -> Int64[Tensor, " b"]:
     """Code of the verdict that the evidence supports now; HEALTHY where it names nobody."""
     since_s = torch.where(found.range_onset_s.isnan(), watch.apart_s, found.range_onset_s)
-    # Vision has spoken since, or never will: its silence is overdue, or it is too low to see.
-    late = watch.blind | (t_s - watch.accused_s > setup.wait_s)
-    heard = (watch.fix_s >= since_s) | (late & watch.fix_s.isfinite())
+    # Vision has spoken since; or it is too low to see, and the ground was seen a moment ago.
+    heard = (watch.fix_s >= since_s) | (watch.blind & watch.fix_s.isfinite())
     agrees, fix_m = watch.fix_agrees, watch.fix_up_m
     sigma_m = torch.hypot(watch.fix_sigma_m, watch.range_sigma_m)
     apart_m = (watch.range_up_m - fix_m).abs()
@@ -125,8 +122,9 @@ def _named(watch: Watch, found: Evidence, t_s: float, setup: WatchSetup) -> Int6
     in_doubt = (found.ranges | watch.apart) & ~watch.doubted
     offset = watch.change.jump.alarm | watch.range_shift.alarm | watch.change.ramp.alarm
     noisy = watch.range_scatter.inflated & ~offset
-    # The filter without altimeter has followed its fixes by now: ranges say whether it should have.
-    followed = watch.doubted & agrees & ~found.fixes
+    # The filter without altimeter has followed its fixes: ranges say whether it should have.
+    followed = watch.followed & agrees & ~found.fixes
+    displaced = off & ~agrees & alike & (found.ranges | found.fixes | watch.apart)
 
     code = torch.full_like(watch.kind, HEALTHY)
     outage = torch.where(
@@ -142,8 +140,8 @@ def _named(watch: Watch, found: Evidence, t_s: float, setup: WatchSetup) -> Int6
         (found.fixes & ~agrees & as_told, FaultKind.VISION_INCONSISTENT),
         (in_doubt & heard & agrees, FaultKind.ALTIMETER_INCONSISTENT),
         (in_doubt & heard & agrees & noisy, FaultKind.ALTIMETER_NOISE),
-        (off & ~agrees & alike & ~across, FaultKind.TERRAIN),
-        (off & ~agrees & alike & across, FaultKind.INERTIAL),
+        (displaced & ~across, FaultKind.TERRAIN),
+        (displaced & across, FaultKind.INERTIAL),
         (watch.unfused.alarm, FaultKind.NOT_FUSED),
         (watch.stuck.alarm, FaultKind.STUCK),
         (found.inertial, FaultKind.INERTIAL),

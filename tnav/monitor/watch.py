@@ -11,6 +11,7 @@ off                  agree, and spoke     the altimeter, by kind: stuck, noise, 
 as expected          off                  vision
 off                  off, as much, upward the ground is not that of the map; the altimeter is well
 off                  off, sideways too    inertial unit
+off                  silent               undecided; so low that none are taken: the altimeter
 silent               off                  undecided; later ranges name vision or the ground
 ==================== ==================== =======================================================
 
@@ -62,7 +63,6 @@ class WatchSetup:
     thresholds: Thresholds
     tuning: Tuning
     multipliers: Multipliers  # of one solution: without altimeter
-    wait_s: float  # for vision's next word
     witness_nis: float  # a fix of six components agrees below this
     blind_below_m: float  # of range: no images are taken there, and the last fix is the witness
     range_margin_sigma: float = 3.0
@@ -111,9 +111,9 @@ class Watch:
     apart_s: Float64[Tensor, " b"]  # since
     blind: Bool[Tensor, " b"]  # so low that vision has had its last word
     doubted: Bool[Tensor, " b"]  # vision ever was
+    followed: Bool[Tensor, " b"]  # ... and the filter without altimeter took it at its word
     protection_m: Float64[Tensor, " b"]  # of the height
     spurious: Bool[Tensor, " b"]
-    accused_s: Float64[Tensor, " b"]  # first evidence that waits for a verdict; NaN without
     kind: Int64[Tensor, " b"]  # verdict that stands
     first_kind: Int64[Tensor, " b"]  # first one that was named
     onset_s: Float64[Tensor, " b"]  # of the first evidence
@@ -143,9 +143,9 @@ class Watch:
             fix_s=long_ago, fix_agrees=no, fix_up_m=zero, fix_sigma_m=zero, fix_across_sigma=zero,
             range_s=long_ago, range_up_m=zero, range_sigma_m=zero,
             off_sigma=zero[:, None].repeat(1, tuning.kinematic_window), taken=code,
-            apart=no, apart_s=never, blind=no, doubted=no, spurious=no,
+            apart=no, apart_s=never, blind=no, doubted=no, followed=no, spurious=no,
             protection_m=torch.full_like(zero, math.inf),
-            accused_s=never, kind=code, first_kind=code, onset_s=never, alert_s=never,
+            kind=code, first_kind=code, onset_s=never, alert_s=never,
             named_s=never, size_m=zero,
         )  # fmt: skip
 
@@ -165,7 +165,7 @@ def watch_range(watch: Watch, look: RangeLook, setup: WatchSetup) -> Watch:
     own, nis = look.own, look.own.nis
     z = normalised(own.value, own.covariance)
     sigma_own_m = own.covariance[:, 0, 0].sqrt()
-    there = look.valid & alone.defined
+    there = look.valid & alone.defined & look.range_m.isfinite()
     return replace(
         _separated(watch, t_s, off_m, alone.sigma_m, noise_m, there, setup),
         absence=update_absence(
@@ -185,7 +185,7 @@ def watch_range(watch: Watch, look: RangeLook, setup: WatchSetup) -> Watch:
         change=update_change(
             watch.change, t_s, own.value[:, 0], sigma_own_m, own.present, limits.change
         ),
-        blind=alone.range_m < setup.blind_below_m,
+        blind=torch.where(alone.defined, alone.range_m < setup.blind_below_m, watch.blind),
         range_s=torch.where(there, t_s, watch.range_s),
         range_up_m=torch.where(there, off_m, watch.range_up_m),
         range_sigma_m=torch.where(there, sigma_m, watch.range_sigma_m),
@@ -207,6 +207,7 @@ def watch_fix(watch: Watch, exposed_s: float, own: Innovation, setup: WatchSetup
         watch,
         fix_count=update_count(watch.fix_count, t_s, own.nis, there, limits.count),
         fix_shift=update_shift(watch.fix_shift, t_s, z, there, limits.shift),
+        followed=watch.followed | (there & own.fused & (own.nis >= setup.witness_nis)),
         fix_s=torch.where(there, exposed_s, watch.fix_s),
         fix_agrees=torch.where(there, own.nis < setup.witness_nis, watch.fix_agrees),
         fix_up_m=torch.where(there, own.value[:, _UP], watch.fix_up_m),
