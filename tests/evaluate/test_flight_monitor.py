@@ -4,6 +4,7 @@ Faults begin in copies of one healthy descent, shortly before its second fix.
 """
 
 import copy
+import math
 from dataclasses import fields, replace
 
 import pytest
@@ -379,3 +380,31 @@ def test_silence_of_the_inertial_unit_opens_speed_and_attitude_by_its_length() -
     angles = [(0.5 * n * 0.1) ** 2 for n in (30, 30, 40)]
     assert [s for s, _ in seen] == pytest.approx(speeds)
     assert [a for _, a in seen] == pytest.approx(angles)
+
+
+def test_a_turn_that_was_not_read_opens_attitude_speed_and_place_once() -> None:
+    one = over(flight(batch=2, keep=None, monitor=Monitoring.ACTS), 3000.0)
+    assert one.monitor is not None
+    doubt = replace(
+        one.monitor.watch.star_shift,
+        alarm=torch.tensor([True, False]),
+        onset_s=torch.tensor([1.0, math.nan], dtype=torch.float64),
+    )
+    one.monitor.watch = replace(one.monitor.watch, star_shift=doubt)
+    once = one.monitor.act(one.state)
+    added = (once.covariance - one.state.covariance).diagonal(dim1=1, dim2=2)
+    for part, variance in ((ATTITUDE, 1.0), (VELOCITY, 100.0), (POSITION, 900.0)):
+        assert added[0, part].tolist() == pytest.approx([variance] * 3)
+    assert not bool(added[1].any())
+    again = one.monitor.act(once)
+    assert torch.equal(again.covariance, once.covariance)
+
+
+def test_nothing_is_said_on_the_ground() -> None:
+    """Frozen in its dust, a lander's sensors contradict a filter that still flies."""
+    down = over(flight(batch=2, keep=None, monitor=Monitoring.WATCHES), 1.0, 1.5)
+    for k in range(1, 301):
+        down._step(k)
+    assert bool(down.lander.landed.all())
+    assert down.monitor is not None
+    assert not bool(down.monitor.watch.alert_s.isfinite().any())

@@ -184,6 +184,7 @@ class Flight:
         increments = InertialIncrements(k * dt_s, dt_s, delta_v_B, delta_theta_B)
         self.state = propagate(self.state, increments, self.frame, self.config)
         if self.monitor is not None:
+            self.monitor.aloft = ~self.lander.landed
             self.monitor.propagate(increments, command_L.norm(dim=-1) > _THRUSTING_M_S2)
         period = descent.steps(1 / descent.star_tracker.rate_hz)
         # Between exposures: a fix is solved with an attitude of its own.
@@ -337,7 +338,6 @@ class Flight:
                 footprint_m,
                 relief_m2,
                 age_s,
-                ~self.lander.landed,
             )
         self.log.innovation(innovation, self.lander)
 

@@ -57,6 +57,8 @@ _LOOKS = 30.0  # independent comparisons of heights a descent: one a fix
 _CONTACT_SIGMA, _CONTACT_M = 6.0, 3.0
 # Of a lander under thrust that slews: what an inertial unit misses while it reads nothing.
 _UNREAD_M_S2, _UNREAD_RAD_S = 4.0, 0.5
+# After seconds of thrust in a direction that is not known.
+_LOST_RAD, _LOST_M_S, _LOST_M = 1.0, 10.0, 30.0
 _BLAMED = {
     "altimeter": (
         FaultKind.ALTIMETER_INCONSISTENT,
@@ -102,6 +104,7 @@ class Blame:
     vision: Bool[Tensor, " b"]
     terrain: Bool[Tensor, " b"]
     unfused: Bool[Tensor, " b"]
+    attitude: Bool[Tensor, " b"]  # of the inertial unit: the star tracker contradicts it
 
 
 class FlightMonitor:
@@ -124,6 +127,7 @@ class FlightMonitor:
         self.setup, self.acts = watch_setup(descent), acts
         self.spec, self.config, self.frame, self.map = self.setup.spec, config, frame, terrain_map
         self.dt_s, self.batch = descent.step_s, len(state.position_L)
+        self.aloft = torch.ones(self.batch, dtype=torch.bool, device=terrain_map.device)
         self._unread = torch.zeros_like(state.map_mean_m)  # steps, of those that count already
         self.alone = state
         self.watch = Watch.fresh(self.batch, self.setup.tuning, terrain_map.device)
@@ -135,13 +139,13 @@ class FlightMonitor:
         self.alone = propagate(self.alone, increments, self.frame, self.config)
         self.watch = watch_increments(
             self.watch, increments.t_s, increments.dt_s, increments.delta_v_B,
-            increments.delta_theta_B, thrusting, self.setup,
+            increments.delta_theta_B, thrusting & self.aloft, self.setup,
         )  # fmt: skip
 
     def stars(self, reading: StarTrackerReading) -> None:
         """One attitude."""
         self.alone, innovation = update_star_tracker(self.alone, reading, self.config)
-        self.watch = watch_stars(self.watch, innovation, self.setup)
+        self.watch = watch_stars(self.watch, self._in_flight(innovation), self.setup)
 
     def expose(self, footprint_m: Float64[Tensor, " b"]) -> None:
         """An exposure: keeps the pose."""
@@ -159,7 +163,11 @@ class FlightMonitor:
             exposure.available,
             self.config,
         )
-        self.watch = watch_fix(self.watch, exposed_s, own, self.setup)
+        self.watch = watch_fix(self.watch, exposed_s, self._in_flight(own), self.setup)
+
+    def _in_flight(self, innovation: Innovation) -> Innovation:
+        """Nothing is watched on the ground, where the filter has nothing to navigate by."""
+        return replace(innovation, present=innovation.present & self.aloft)
 
     def range(
         self,
@@ -168,7 +176,6 @@ class FlightMonitor:
         footprint_m: Float64[Tensor, " b"],
         relief_m2: Float64[Tensor, " b"] | None,
         age_s: float,
-        aloft: Bool[Tensor, " b"],
     ) -> None:
         """One epoch of the altimeter, to the sub-filter that hears it.
 
@@ -178,11 +185,18 @@ class FlightMonitor:
             footprint_m: of the camera, as navigation has it.
             relief_m2: around, as navigation has it.
             age_s: of the reading.
-            aloft: has not touched down.
         """
         self.alone = travel(self.alone, footprint_m, self.config, relief_m2)
         alone, _ = predict_range(self.alone, self.map, self.spec, self.config, age_s)
-        look = RangeLook(reading.t_s, reading.range_m, reading.valid, own.fused, aloft, alone, own)
+        look = RangeLook(
+            reading.t_s,
+            reading.range_m,
+            reading.valid & self.aloft,
+            own.fused,
+            self.aloft,
+            alone,
+            self._in_flight(own),
+        )
         self.watch = watch_range(self.watch, look, self.setup)
 
     def contact(
@@ -202,6 +216,8 @@ class FlightMonitor:
         if not self.acts:
             return state
         before, self.blame = self.blame, self._blame()
+        lost = self.blame.attitude & ~before.attitude
+        self.alone, state = _adrift(self.alone, lost), _adrift(state, lost)
         rid = self.blame.altimeter & ~before.altimeter
         state = chosen(rid, self.alone, state)
         opened = (self.blame.terrain & ~before.terrain) | (self.blame.vision & ~before.vision)
@@ -233,6 +249,7 @@ class FlightMonitor:
             any_of(_BLAMED["vision"]),
             any_of((FaultKind.TERRAIN,)),
             any_of((FaultKind.NOT_FUSED,)),
+            any_of((FaultKind.INERTIAL,)) & self.watch.star_shift.alarm,
         )
 
 
@@ -246,3 +263,11 @@ def _opened(
     doubt = gravity_in_doubt(state.R_L_B, torch.where(here, size_m, 0.0))
     covariance = covariance + doubt @ doubt.mT
     return replace(state, covariance=covariance)
+
+
+def _adrift(state: FilterState, here: Bool[Tensor, " b"]) -> FilterState:
+    """Opens what a turn that was not read spoils: the next attitude and fix set it anew."""
+    added = torch.zeros_like(state.covariance[:, 0])
+    for part, sigma in ((ATTITUDE, _LOST_RAD), (VELOCITY, _LOST_M_S), (POSITION, _LOST_M)):
+        added[:, part] = (here * sigma**2)[:, None]
+    return replace(state, covariance=state.covariance + torch.diag_embed(added))
