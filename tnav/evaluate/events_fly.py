@@ -17,17 +17,13 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from tnav.evaluate.descent_plan import Descent, told_of
+from tnav.evaluate.descent_plan import Descent
 from tnav.evaluate.events import Event
-from tnav.evaluate.fix_model import load_fix_model
 from tnav.evaluate.flight import Flight, Monitoring, Progress
-from tnav.evaluate.flight_ground import ModelGround
 from tnav.evaluate.flight_log import height_over_site_m
-from tnav.evaluate.flight_runs import Site, site_of
+from tnav.evaluate.flight_runs import Site, model_flight, site_of
 from tnav.evaluate.flight_score import ACROSS_MAX_M_S, DOWN_MAX_M_S
-from tnav.evaluate.flight_start import footprint_per_m
 from tnav.geometry.moon import up_L
-from tnav.geometry.sun import sun_at
 from tnav.monitor.integrity import alert_limit
 from tnav.monitor.watch import HEALTHY, KINDS
 from tnav.records import FaultKind
@@ -169,20 +165,8 @@ def _fly(
     monitor: Monitoring,
     progress: Progress,
 ) -> Flown:
-    scenario = site.scenario.with_seed(number)
-    ground = ModelGround(
-        scenario,
-        site.terrain_map,
-        load_fix_model(),
-        batch,
-        footprint_per_m(scenario),
-        told_of(descent, scenario).relief_sigma_m,
-        sun_at(scenario.site.frame, scenario.epoch_utc).elevation_deg,
-    )
     faults = event.faults if event is not None else ()
-    flight = Flight(
-        descent, scenario, ground, site.terrain_map, batch, faults=faults, monitor=monitor
-    )
+    flight = model_flight(descent, site, batch, number, faults=faults, monitor=monitor)
     alerts = Alerts(flight) if flight.monitor is not None else None
     flight.after_step = alerts.look if alerts is not None else None
     flight.fly(progress)

@@ -71,11 +71,32 @@ def fly_model(
     """A batch of descents in `model` fidelity; returns the flight, with its log.
 
     Args:
+        progress: told what goes on.
+
+    The others are those of `model_flight`.
+    """
+    flight = model_flight(descent, site, batch, seed, model, keep, faults, monitor)
+    flight.fly(progress)
+    return flight
+
+
+def model_flight(
+    descent: Descent,
+    site: Site,
+    batch: int,
+    seed: int,
+    model: FixModel | None = None,
+    keep: int | None = None,
+    faults: Sequence[Fault] = (),
+    monitor: Monitoring = Monitoring.OFF,
+) -> Flight:
+    """A batch of descents in `model` fidelity at its start.
+
+    Args:
         descent: the recipe.
         site: ground and map.
         batch: number of descents.
         seed: number of the draw of everything but the ground.
-        progress: told what goes on.
         model: of fixes; None: the one among the datasets.
         keep: number of the descent whose whole history is logged, if one.
         faults: what fails.
@@ -100,9 +121,7 @@ def fly_model(
         told_of(descent, scenario).relief_sigma_m,
         sun.elevation_deg,
     )
-    flight = Flight(descent, scenario, ground, site.terrain_map, batch, keep, faults, monitor)
-    flight.fly(progress)
-    return flight
+    return Flight(descent, scenario, ground, site.terrain_map, batch, keep, faults, monitor)
 
 
 def fly_models(descent: Descent, site: Site, count: int, seed: int, progress: Progress) -> Arrays:
