@@ -29,6 +29,7 @@ SETUP = WatchSetup(
     tuning=TUNING,
     multipliers=RiskBudget(fault_probabilities=(1e-2,)).multipliers(),
     witness_nis=22.0,
+    gate_nis=27.9,
     blind_below_m=60.0,
 )
 NOW_S = 20.0

@@ -69,7 +69,9 @@ _BLAMED = {
 }
 
 
-def watch_setup(descent: Descent, rates: Rates | None = None) -> WatchSetup:
+def watch_setup(
+    descent: Descent, rates: Rates | None = None, gate_probability: float = 0.9999
+) -> WatchSetup:
     """What the monitor is told of a descent: rates of its sensors, their specifications."""
     spec, timing = descent.altimeter.spec(), descent.timing
     steps = math.ceil(descent.duration_max_s / descent.step_s)
@@ -93,6 +95,7 @@ def watch_setup(descent: Descent, rates: Rates | None = None) -> WatchSetup:
         multipliers=RiskBudget(fault_probabilities=_FAULTS, looks=_LOOKS).multipliers(),
         blind_below_m=descent.seeing.agl_min_m,
         witness_nis=chi_square_quantile(_WITNESS, 6),
+        gate_nis=chi_square_quantile(1 - gate_probability, 6),
     )
 
 
@@ -124,7 +127,7 @@ class FlightMonitor:
             frame: of L.
             acts: verdicts change what navigation hears; otherwise they are written down.
         """
-        self.setup, self.acts = watch_setup(descent), acts
+        self.setup, self.acts = watch_setup(descent, gate_probability=config.gate_probability), acts
         self.spec, self.config, self.frame, self.map = self.setup.spec, config, frame, terrain_map
         self.dt_s, self.batch = descent.step_s, len(state.position_L)
         self.aloft = torch.ones(self.batch, dtype=torch.bool, device=terrain_map.device)

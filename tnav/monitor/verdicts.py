@@ -91,6 +91,7 @@ def decide(watch: Watch, t_s: float) -> Watch:
     still = torch.where(over | ((watch.kind == UNDECIDED) & ~alarm), HEALTHY, watch.kind)
     raised = torch.where(kind != HEALTHY, kind, torch.where(alarm, UNDECIDED, still))
     now = torch.where(open_, raised, watch.kind)
+    alarm = alarm | (now != HEALTHY)
     named = (now != HEALTHY) & (now != UNDECIDED)
     first = watch.named_s.isnan() & named
     onset_s = torch.where(found.onset_s.isnan(), t_s, found.onset_s)

@@ -64,6 +64,7 @@ class WatchSetup:
     tuning: Tuning
     multipliers: Multipliers  # of one solution: without altimeter
     witness_nis: float  # a fix of six components agrees below this
+    gate_nis: float  # and is taken over this only by force
     blind_below_m: float  # of range: no images are taken there, and the last fix is the witness
     range_margin_sigma: float = 3.0
     incidence_margin_deg: float = 5.0
@@ -207,7 +208,7 @@ def watch_fix(watch: Watch, exposed_s: float, own: Innovation, setup: WatchSetup
         watch,
         fix_count=update_count(watch.fix_count, t_s, own.nis, there, limits.count),
         fix_shift=update_shift(watch.fix_shift, t_s, z, there, limits.shift),
-        followed=watch.followed | (there & own.fused & (own.nis >= setup.witness_nis)),
+        followed=watch.followed | (there & own.fused & (own.nis > setup.gate_nis)),
         fix_s=torch.where(there, exposed_s, watch.fix_s),
         fix_agrees=torch.where(there, own.nis < setup.witness_nis, watch.fix_agrees),
         fix_up_m=torch.where(there, own.value[:, _UP], watch.fix_up_m),
