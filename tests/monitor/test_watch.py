@@ -205,6 +205,20 @@ def test_a_fix_agrees_under_its_limit(nis: float, agrees: bool) -> None:
     assert not bool(fresh().fix_agrees)  # silence is no consent
 
 
+@pytest.mark.parametrize(("nis", "fused", "followed"), [
+    (27.89, True, False), (27.91, True, True), (27.91, False, False), (22.5, True, False),
+])  # fmt: skip
+def test_only_a_fix_over_the_gate_that_was_taken_is_followed(
+    nis: float, fused: bool, followed: bool
+) -> None:
+    """One that passes by chance, over the witness's limit, is no jump."""
+    z = torch.zeros(1, 6, dtype=F64)
+    z[0, 2] = nis**0.5
+    own = innovation(5.0, Sensor.VISION, z)
+    own = replace(own, fused=torch.tensor([fused]))
+    assert watch_fix(fresh(), 4.5, own, SETUP).followed.tolist() == [followed]
+
+
 def test_what_is_kept_of_a_range() -> None:
     watch = watch_range(fresh(), look(7.0, off_m=-30.0, expected_m=400.0, sigma_m=4.0), SETUP)
     assert float(watch.range_s) == 7.0

@@ -111,7 +111,7 @@ class Blame:
 
 
 class FlightMonitor:
-    """Sub-filters, detectors and verdicts of a batch; told what navigation is told."""
+    """A filter without altimeter, detectors and verdicts of a batch, told what navigation is."""
 
     def __init__(
         self, descent: Descent, state: FilterState, terrain_map: Terrain, config: FilterConfig,
@@ -135,7 +135,6 @@ class FlightMonitor:
         self.alone = state
         self.watch = Watch.fresh(self.batch, self.setup.tuning, terrain_map.device)
         self.blame = self._blame()
-        self.with_vision, self.with_altimeter = descent.with_vision, descent.with_altimeter
 
     def propagate(self, increments: InertialIncrements, thrusting: Bool[Tensor, " b"]) -> None:
         """One step."""
