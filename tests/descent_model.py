@@ -16,16 +16,26 @@ from torch import Tensor
 
 from tnav.geometry.moon import LocalFrame, gravity_L
 from tnav.geometry.pose import skew, so3_exp, so3_log
+from tnav.navigate.altimetry import beam_from_L, range_prediction, view_of
 from tnav.navigate.filter import (
-    over_map_L,
     propagate,
-    range_prediction,
     update_altimeter,
     update_ground,
     update_star_tracker,
     update_vision,
 )
-from tnav.navigate.map_error import mean_share, rescaled, travel, travelled
+from tnav.navigate.map_error import (
+    Way,
+    carried,
+    footprints_alike,
+    mean_kept,
+    mean_share,
+    places_m,
+    rescaled,
+    root_of,
+    travel,
+    travelled,
+)
 from tnav.navigate.state import FilterConfig, FilterState, clone, initial_state
 from tnav.records import (
     AltimeterReading,
@@ -141,7 +151,7 @@ class Flight:
     """A batch of descents: epochs, and the filter's error at each fix and at the end."""
 
     epochs: list[Epoch]
-    checks: list[tuple[FilterState, Tensor]]  # state, error "b 23" (true minus estimate)
+    checks: list[tuple[FilterState, Tensor]]  # state, error "b 26" (true minus estimate)
     stars: list[Innovation]
     grounds: list[Innovation]
 
@@ -189,46 +199,61 @@ class MapTruth:
         self._phases = 2 * math.pi * draw.uniform()[:, None] + draw.normal(WAVES) * 100
         self.shift_m = config.map_shift_sigma_m * draw.normal(2)
         self.local_m = config.map_sigma_m * draw.normal()
-        self.mean_m = torch.zeros_like(self.local_m)
+        self.beam_m, self.mean_m = self.local_m, torch.zeros_like(self.local_m)
+        self.side_m = torch.zeros_like(self.shift_m)
 
     def travel(self, state: FilterState, here: Instant) -> FilterState:
         """Over the ground since the last time; a first-order error takes the filter's own step."""
         config = self._config
-        footprint_m = FOOTPRINT * state.position_L[:, 2].clamp_min(0.0)
+        agl_m = state.position_L[:, 2].clamp_min(0.0)
+        view = view_of(state, agl_m, FOOTPRINT * agl_m, SPEC)
         if self._smooth:
             self._look(here)
         else:
-            ground_m = (state.position_L - state.map_position_L)[:, :2].norm(dim=-1)
-            scales = (config.map_sigma_m, config.map_correlation_m)
-            self._step(*travelled(ground_m, footprint_m, state.map_mean_variance_m2, *scales))
-        return travel(state, footprint_m, config)
+            after_m = places_m(state.position_L, view.beam_m)
+            way = Way(state.map_places_m, after_m, state.clone_position_L[:, :2])
+            scales = config.map_sigma_m, config.map_correlation_m
+            self._step(*travelled(way, view.footprint_m, state.map_mean_variance_m2, *scales))
+            slow = mean_kept(way.nadir_m(), view.footprint_m, config.map_correlation_m)
+            self._sideways(state, state.map_side_variance_m2, slow)
+        return travel(state, view, config)
 
-    def rescale(self, state: FilterState, share_m2: Tensor) -> None:
+    def rescale(self, state: FilterState, share_m2: Tensor, side_m2: Tensor) -> None:
         """To a fix's footprint; the filter does it by itself when it takes the fix."""
+        after_m2 = mean_share(share_m2, self._config.map_sigma_m)
+        alike = footprints_alike(state.map_mean_variance_m2, after_m2)
+        self._sideways(state, side_m2, alike)
         if not self._smooth:
             sigma_m = self._config.map_sigma_m
-            after_m2 = mean_share(share_m2, sigma_m)
-            self._step(*rescaled(state.map_mean_variance_m2, after_m2, sigma_m))
+            apart_m = (state.map_places_m[:, 1] - state.map_places_m[:, 0]).norm(dim=-1)
+            apart = apart_m / self._config.map_correlation_m
+            self._step(*rescaled(state.map_mean_variance_m2, after_m2, sigma_m, apart))
 
     def _look(self, here: Instant) -> None:
-        """The field where the beam meets the map, and its mean around there."""
+        """The field under the lander and where the beam meets the map, and the mean around."""
         height_m = float(here.position_L[2])
         tilt = here.R_L_B[:2, 2] / here.R_L_B[2, 2]
-        ground_L = (here.position_L[:2] - height_m * tilt).to(self._draw.device)
-        wave = torch.cos(self._features @ ground_L + self._phases)
+        nadir_m = here.position_L[:2]
+        wave, beam = (
+            torch.cos(self._features @ at.to(self._draw.device) + self._phases)
+            for at in (nadir_m, nadir_m - height_m * tilt)
+        )
         blur_m = FOOTPRINT * height_m / math.sqrt(12)
         seen = torch.exp(-0.5 * blur_m**2 * self._features.square().sum(-1))
         scale = self._config.map_sigma_m * math.sqrt(2 / WAVES)
         self.local_m, self.mean_m = scale * wave.sum(-1), scale * (wave * seen).sum(-1)
+        self.beam_m = scale * beam.sum(-1)
+
+    def _sideways(self, state: FilterState, after_m2: Tensor, correlation: Tensor) -> None:
+        factor, news_m2 = carried(state.map_side_variance_m2, after_m2, correlation)
+        news_m = news_m2.clamp_min(0.0).sqrt()[:, None] * self._draw.normal(2)
+        self.side_m = factor[:, None] * self.side_m + news_m
 
     def _step(self, F: Tensor, Q: Tensor) -> None:
         """``x' = F x + w``, w drawn by Q's root, which may be singular."""
-        first = Q[:, 0, 0].sqrt()
-        across = torch.where(first > 0, Q[:, 1, 0] / first.clamp_min(1e-300), 0.0)
-        second = (Q[:, 1, 1] - across.square()).clamp_min(0.0).sqrt()
-        a, b = self._draw.normal(2).unbind(-1)
-        x = (F @ torch.stack([self.mean_m, self.local_m], -1)[..., None]).squeeze(-1)
-        self.mean_m, self.local_m = x[:, 0] + first * a, x[:, 1] + across * a + second * b
+        x = torch.stack([self.mean_m, self.local_m, self.beam_m], -1)[..., None]
+        x = (F @ x + root_of(Q) @ self._draw.normal(3)[..., None]).squeeze(-1)
+        self.mean_m, self.local_m, self.beam_m = x.unbind(-1)
 
 
 @dataclass(frozen=True)
@@ -371,7 +396,9 @@ def _error(state: FilterState, t_s: float, unit: InertialTruth, pilot: Pilot) ->
             chart.shift_m - state.map_shift_m,
             (chart.mean_m - state.map_mean_m)[:, None],
             (chart.local_m - state.map_local_m)[:, None],
+            (chart.beam_m - state.map_beam_m)[:, None],
             (pilot.range_bias_m - state.range_bias_m)[:, None],
+            chart.side_m - state.map_side_m,
         ],
         -1,
     )
@@ -392,13 +419,13 @@ def _fix(
     noise, of_map = fix_covariance(height_m), map_covariance(height_m, config)
     share_m2 = of_map[2, 2].to(draw.device).expand(draw.batch)
     if seen:
-        chart.rescale(state, share_m2)
-    beside = of_map.clone()
-    beside[2, 2] = 0.0
-    root = torch.linalg.cholesky(noise + beside).to(draw.device)
+        chart.rescale(state, share_m2, of_map[0, 0].to(draw.device).expand(draw.batch))
+    floor = torch.zeros_like(noise)
+    floor[:2, :2] = config.fix_floor_sigma_m**2 * torch.eye(2, dtype=F64)
+    root = torch.linalg.cholesky(noise + floor).to(draw.device)
     error = (root @ draw.normal(6)[..., None]).squeeze(-1)
     bias = torch.tensor(pilot.fault.vision_bias_L(exposed_s), dtype=F64).to(draw.device)
-    of_chart = torch.cat([chart.shift_m, chart.mean_m[:, None]], -1)
+    of_chart = torch.cat([chart.shift_m + chart.side_m, chart.mean_m[:, None]], -1)
     fix = VisionFix(
         t_s=exposed_s,
         position_L=pilot.position_L(exposed_s).to(draw.device) + of_chart + error[:, :3] + bias,
@@ -450,7 +477,7 @@ def plane_prediction(
 ) -> tuple[RangePrediction, Tensor]:
     """Prediction over the map z = 0, in closed form."""
     direction = state.R_L_B @ torch.tensor(spec.boresight_B, dtype=F64).to(state.R_L_B.device)
-    height_m = over_map_L(state)[:, 2] - age_s * state.velocity_L[:, 2]
+    height_m = beam_from_L(state)[:, 2] - age_s * state.velocity_L[:, 2]
     range_m = -height_m / direction[:, 2]
     normal = torch.zeros_like(direction)
     normal[:, 2] = 1.0
@@ -465,7 +492,7 @@ def _range(state: FilterState, t_s: float, age_s: float, pilot: Pilot) -> tuple[
     sigma = math.hypot(SPEC.noise_floor_m, SPEC.noise_fraction * range_m)
     sigma = sigma * fault.altimeter_noise(t_s)
     # A map above the ground makes the range longer than predicted, by more on a slanted beam.
-    noisy = range_m + pilot.map.local_m / cosine + pilot.range_bias_m + sigma * draw.normal()
+    noisy = range_m + pilot.map.beam_m / cosine + pilot.range_bias_m + sigma * draw.normal()
     noisy = noisy + config.relief_sigma_m * draw.normal() + fault.altimeter_bias_m(t_s)
     promised = fault.altimeter_detects(t_s, range_m)
     valid = (draw.uniform() < SPEC.detection_probability) & promised

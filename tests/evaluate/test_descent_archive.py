@@ -117,7 +117,8 @@ def path(record, tmp_path):
 def test_the_states_are_named_in_the_order_of_the_filter_s_covariance():
     assert len(FILTER_STATES) == len(set(FILTER_STATES)) == mechanisation.CORE
     for prefix in ("position", "velocity", "attitude", "gyro_bias", "accelerometer_bias",
-                   "thrust_scale", "map_shift", "map_mean", "map_local", "range_bias"):  # fmt: skip
+                   "thrust_scale", "map_shift", "map_mean", "map_local", "map_beam",
+                   "range_bias", "map_side"):  # fmt: skip
         at = getattr(mechanisation, prefix.upper())
         named = FILTER_STATES[at] if isinstance(at, slice) else (FILTER_STATES[at],)
         assert all(name.startswith(prefix) for name in named), named
@@ -244,7 +245,7 @@ def _edit(path, key, value):
         ("touchdown.miss_m", float("nan"), r"not strict JSON: found NaN"),
         ("touchdown.miss_m", float("inf"), r"not strict JSON: found Infinity"),
         ("innovations.1.sensor", "sonar", r"innovations.1.sensor: .*'altimeter'"),
-        ("filter_states", list(FILTER_STATES)[::-1], r"filter_states: not the 23 states"),
+        ("filter_states", list(FILTER_STATES)[::-1], r"filter_states: not the 26 states"),
         ("arrays_sha256", "x", r"arrays_sha256: .*pattern"),
         ("name", "../x", r"name: .*pattern"),
         # right JSON, but not that of the arrays
@@ -302,7 +303,7 @@ def _with(value, *at):
         ("series_position_L", np.zeros((7, 2)), "found float64 7 x 2, expected float64 7 x 3"),
         ("series_position_L", np.zeros((7, 3), np.float32), "found float32 7 x 3, expected float6"),
         ("series_phase", np.zeros(7), "found float64 7, expected int64 7"),
-        ("series_sigma", np.zeros((7, 16)), "found float64 7 x 16, expected float64 7 x 23"),
+        ("series_sigma", np.zeros((7, 16)), "found float64 7 x 16, expected float64 7 x 26"),
         ("innovation_0_present", np.ones(5), "found float64 5, expected bool 5"),
         ("series_velocity_L", _with(np.nan, 4, 1), "row 4: expected finite"),
         ("series_R_L_B", _with(np.inf, 0, 2, 2), "row 0: expected finite"),

@@ -171,6 +171,19 @@ def test_availability_of_held_out_images_is_judged(fitted):
     assert "held out, map 4 times coarser: availability, model's" in failed
 
 
+def test_what_low_fixes_have_beyond_their_covariance_is_told():
+    model = model_of([knot(9000.0), knot(100.0)])
+    # 1.5 times the sigma is 1.25 times the variance beyond, less what is left out as outliers.
+    for inflate, least, most in ((1.0, 0.0, 0.3), (1.5, 0.8, 1.2)):
+        low = [t for t in trials_of(model, 200, 8, inflate=inflate) if t.knot_m == 100.0]
+        row = next(row for row in check(model, low) if "beyond the stated" in row.name)
+        sigma_m = math.sqrt(next(t.covariance[0][0] for t in low if t.covariance))
+        assert row.n > 500
+        assert least * sigma_m <= row.value < most * sigma_m
+    high = [t for t in trials_of(model, 20, 8) if t.knot_m == 9000.0]
+    assert not any("beyond the stated" in row.name for row in check(model, high))
+
+
 @pytest.mark.parametrize("quick", [True, False])
 def test_the_benchmark_fits_one_half_and_judges_the_other(tmp_path, monkeypatch, quick):
     trials = trials_of(known(), 6, 9) + trials_of(known(), 6, 10, half="held out")

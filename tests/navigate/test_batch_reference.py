@@ -27,13 +27,21 @@ from scipy.spatial.transform import Rotation
 
 from tnav.geometry.moon import GM_M3_S2, J2, J2_RADIUS_M
 from tnav.navigate.filter import propagate, update_altimeter, update_star_tracker, update_vision
-from tnav.navigate.mechanisation import CORE
+from tnav.navigate.map_error import places_m
+from tnav.navigate.mechanisation import CORE, MAP_BEAM, MAP_LOCAL, MAP_MEAN, RANGE_BIAS
 from tnav.navigate.state import FilterConfig, FilterState, clone, core_sigma, initial_state
 from tnav.records import AltimeterReading, InertialIncrements, StarTrackerReading, VisionFix
 
 F64 = torch.float64
 Array = np.ndarray
 SHARE_M2 = 4.0  # of the map's mean over an image, of 9
+ALIKE = 0.6  # correlation of the map's errors under the lander and under the beam
+SIDE_M = 0.4  # of the map's error sideways
+# What a fix adds of shift, mean, local, beam, range bias and side to the lander's place.
+SEEN = np.zeros((3, 8))
+SEEN[[0, 1, 2, 0, 1], [0, 1, 2, 6, 7]] = 1.0
+# Of mean, local and beam, once the mean is that of an image.
+MAP_PRIOR_M2 = np.array([[4.0, 4.0, 4.0], [4.0, 9.0, 9.0 * ALIKE], [4.0, 9.0 * ALIKE, 9.0]])
 CONFIG = FilterConfig(
     accelerometer_random_walk_m_s_sqrts=1e-9,
     gyro_random_walk_rad_sqrts=1e-12,
@@ -44,6 +52,7 @@ CONFIG = FilterConfig(
     thrust_scale_sigma=2e-3,
     gate_probability=1 - 1e-12,
     range_bias_sigma_m=0.5,
+    fix_floor_sigma_m=1e-9,
 )
 POSITION_SIGMA_M, VELOCITY_SIGMA_M_S, ATTITUDE_SIGMA_RAD = 50.0, 0.5, 1e-3
 STAR_SIGMA_RAD = 1.7e-4
@@ -114,7 +123,7 @@ class Data:
     p0: Array  # prior mean
     v0: Array
     R0: Array
-    root: Array  # of the prior's covariance, 23 x 23
+    root: Array  # of the prior's covariance, 26 x 26
     delta_v: Array  # steps 3
     delta_theta: Array
     stars: dict[int, Array]  # after how many steps: R_L_B
@@ -123,15 +132,16 @@ class Data:
 
 
 def prior_root() -> Array:
-    """Root of the prior in the filter's order; the map's mean is a share of its local error."""
+    """Root of the prior in the filter's order; the map's three errors share its mean."""
     of_three = [POSITION_SIGMA_M, VELOCITY_SIGMA_M_S, ATTITUDE_SIGMA_RAD]
     of_three += [CONFIG.gyro_bias_sigma_rad_s, CONFIG.accelerometer_bias_sigma_m_s2]
     of_three += [CONFIG.thrust_scale_sigma]
-    of_map = [CONFIG.map_shift_sigma_m] * 2 + [0.0, 0.0]
-    sigma = np.concatenate([np.repeat(of_three, 3), of_map, [CONFIG.range_bias_sigma_m]])
+    of_map = [CONFIG.map_shift_sigma_m] * 2 + [0.0] * 3
+    sigma = np.concatenate(
+        [np.repeat(of_three, 3), of_map, [CONFIG.range_bias_sigma_m], [SIDE_M] * 2]
+    )
     root = np.diag(sigma)
-    root[20, 20] = root[21, 20] = np.sqrt(SHARE_M2)
-    root[21, 21] = np.sqrt(CONFIG.map_sigma_m**2 - SHARE_M2)
+    root[20:23, 20:23] = np.linalg.cholesky(MAP_PRIOR_M2)
     return root
 
 
@@ -150,7 +160,7 @@ def measured(seed: int) -> Data:
         if k % FIX_EVERY == 0:
             spread = np.linalg.cholesky(fix_covariance(p[2]).numpy())
             e = spread @ draw.standard_normal(6)
-            displaced = p + np.array([x[18], x[19], x[20]]) + e[:3]
+            displaced = p + SEEN @ x[18:] + e[:3]
             fixes[k] = displaced, rotation(e[3:]) @ R, spread
         elif k % STAR_EVERY == 0:
             stars[k] = rotation(STAR_SIGMA_RAD * draw.standard_normal(3)) @ R
@@ -159,7 +169,7 @@ def measured(seed: int) -> Data:
             sigma = np.sqrt(
                 SPEC.noise_floor_m**2 + (SPEC.noise_fraction * r) ** 2 + CONFIG.relief_sigma_m**2
             )
-            ranges[k] = r + x[21] / R[2, 2] + x[22] + sigma * draw.standard_normal(), sigma
+            ranges[k] = r + x[22] / R[2, 2] + x[23] + sigma * draw.standard_normal(), sigma
     return Data(
         here.position_L.numpy() - x[:3],
         here.velocity_L.numpy() - x[3:6],
@@ -197,11 +207,11 @@ def residuals(data: Data, u: Array) -> tuple[Array, Array, Array]:
             out.append(rotation_vector(R @ data.stars[k].T) / STAR_SIGMA_RAD)
         if k in data.fixes:
             there, seen, spread = data.fixes[k]
-            off = np.hstack([p + x[:, 18:21] - there, rotation_vector(R @ seen.T)])
+            off = np.hstack([p + x[:, 18:] @ SEEN.T - there, rotation_vector(R @ seen.T)])
             out.append(np.linalg.solve(spread, off.T).T)
         if k in data.ranges:
             r, sigma = data.ranges[k]
-            expected = (p[:, 2] + x[:, 21]) / R[:, 2, 2] + x[:, 22]
+            expected = (p[:, 2] + x[:, 22]) / R[:, 2, 2] + x[:, 23]
             out.append(((expected - r) / sigma)[:, None])
 
     p, v, R = trajectories(data, x, look)
@@ -236,7 +246,14 @@ def filtered(data: Data) -> FilterState:
         config=CONFIG,
     )
     one, of_map = torch.ones(1, dtype=torch.bool), torch.zeros(1, 6, 6, dtype=F64)
+    of_map[0, 0, 0] = of_map[0, 1, 1] = SIDE_M**2
     of_map[0, 2, 2] = SHARE_M2
+    beside_m = torch.tensor(
+        [[0.0, CONFIG.map_correlation_m * np.sqrt(-2 * np.log(ALIKE))]], dtype=F64
+    )
+    P = state.covariance.clone()
+    P[:, MAP_LOCAL, MAP_BEAM] = P[:, MAP_BEAM, MAP_LOCAL] = ALIKE * CONFIG.map_sigma_m**2
+    state = replace(state, covariance=P, map_places_m=places_m(state.position_L, beside_m))
     for k in range(1, STEPS + 1):
         t_s = START_S + k * DT_S
         increments = (torch.from_numpy(a[k - 1])[None] for a in (data.delta_v, data.delta_theta))
@@ -266,7 +283,8 @@ def difference(state: FilterState, end: Array, R: Array) -> Array:
     """The filter's state minus the reference's, in the order of the covariance."""
     numbers = [state.position_L, state.velocity_L, state.gyro_bias_B, state.accelerometer_bias_B]
     numbers += [state.thrust_scale_B, state.map_shift_m, state.map_mean_m[:, None]]
-    numbers += [state.map_local_m[:, None], state.range_bias_m[:, None]]
+    numbers += [state.map_local_m[:, None], state.map_beam_m[:, None]]
+    numbers += [state.range_bias_m[:, None], state.map_side_m]
     flat = torch.cat(numbers, -1)[0].numpy()
     turned = rotation_vector(state.R_L_B[0].numpy() @ R.T)
     return np.concatenate([flat[:6], turned, flat[6:]]) - end
@@ -274,7 +292,7 @@ def difference(state: FilterState, end: Array, R: Array) -> Array:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_nonlinear_least_squares_of_a_whole_descent(seed: int) -> None:
-    """Sixty seconds with stars, late fixes and ranges: all 23 states, mean and sigma.
+    """Sixty seconds with stars, late fixes and ranges: all 26 states, mean and sigma.
 
     Apart by 0.02 sigma at the most and 0.06 % when measured: what the filter's second-order step
     and its one linearisation per measurement cost.
@@ -305,6 +323,7 @@ LINEAR = FilterConfig(
     gyro_bias_time_s=1e9,
     gate_probability=1 - 1e-12,
     range_bias_sigma_m=0.5,
+    fix_floor_sigma_m=1e-9,
 )
 LINEAR_STEPS = 500  # 25 s
 # Correlated in the horizontal; ranges do not correct that, so the vertical stands by itself.
@@ -420,7 +439,8 @@ def linear_filtered(case: Linear) -> tuple[Array, Array]:
             state, innovation = update_altimeter(state, reading, prediction, H, spec, LINEAR)
             assert bool(innovation.fused)
     deviations = difference(state, np.zeros(CORE), np.eye(3))
-    which = [*range(6), *range(12, 15), *range(18, CORE)]
+    # Nadir and beam are one place here.
+    which = [*range(6), *range(12, 15), 18, 19, MAP_MEAN, MAP_BEAM, RANGE_BIAS]
     deviations[:6] -= np.concatenate(case.nominal[-1])
     return deviations[which], state.covariance[0].numpy()[np.ix_(which, which)]
 

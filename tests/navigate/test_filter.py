@@ -30,10 +30,8 @@ from torch import Tensor
 from tnav.errors import ConfigError
 from tnav.geometry.moon import GM_M3_S2, J2, J2_RADIUS_M, RADIUS_M, LocalFrame, gravity_L
 from tnav.geometry.pose import so3_exp, so3_log
+from tnav.navigate.altimetry import agl_sigma_m, over_map_L, predict_range
 from tnav.navigate.filter import (
-    agl_sigma_m,
-    over_map_L,
-    predict_range,
     propagate,
     update_altimeter,
     update_ground,
@@ -49,9 +47,11 @@ from tnav.navigate.mechanisation import (
     CORE,
     GYRO_BIAS,
     INERTIAL,
+    MAP_BEAM,
     MAP_LOCAL,
     MAP_MEAN,
     MAP_SHIFT,
+    MAP_SIDE,
     POSITION,
     RANGE_BIAS,
     STATES,
@@ -84,7 +84,7 @@ CONFIG = FilterConfig(thrust_scale_sigma=3e-4)
 # What a finite difference takes of each state.
 SIZE = torch.tensor(
     [10.0] * 3 + [1.0] * 3 + [1e-4] * 3 + [1e-5] * 3 + [1e-3] * 3 + [1e-4] * 3
-    + [1.0] * 5 + [10.0] * 3 + [1e-4] * 3,
+    + [1.0] * 8 + [10.0] * 3 + [1e-4] * 3,
     dtype=F64,
 )  # fmt: skip
 
@@ -117,7 +117,9 @@ def difference(a: FilterState, b: FilterState) -> Tensor:
     error[MAP_SHIFT] = (a.map_shift_m - b.map_shift_m)[0]
     error[MAP_MEAN] = (a.map_mean_m - b.map_mean_m)[0]
     error[MAP_LOCAL] = (a.map_local_m - b.map_local_m)[0]
+    error[MAP_BEAM] = (a.map_beam_m - b.map_beam_m)[0]
     error[RANGE_BIAS] = (a.range_bias_m - b.range_bias_m)[0]
+    error[MAP_SIDE] = (a.map_side_m - b.map_side_m)[0]
     error[CLONE_POSITION] = (a.clone_position_L - b.clone_position_L)[0]
     error[CLONE_ATTITUDE] = so3_log(a.clone_R_L_B @ b.clone_R_L_B.mT)[0]
     return error
@@ -312,7 +314,8 @@ def _innovation_of(sensor: Sensor, state: FilterState, age_s: float = 0.0) -> Te
 )
 def test_measurement_jacobians_against_finite_differences(sensor: Sensor, age_s: float) -> None:
     # At the scale of the fix, so that taking it does not change what the mean is over.
-    state = rescale(start(70.0), map_covariance(2000.0, CONFIG)[None, 2, 2], CONFIG)
+    of_map = map_covariance(2000.0, CONFIG)[None]
+    state = rescale(start(70.0), of_map[:, 2, 2], CONFIG, of_map[:, 0, 0])
     columns = []
     for i in range(STATES):
         size = float(SIZE[i]) * 0.1
@@ -328,7 +331,8 @@ def test_measurement_jacobians_against_finite_differences(sensor: Sensor, age_s:
             assert expected[0, 2] > 1.0
             assert expected[0, 5] == -age_s * expected[0, 2]
             assert expected[0, 6:9].norm() > 100
-            assert expected[0, MAP_LOCAL] == expected[0, 2]
+            assert expected[0, MAP_BEAM] == expected[0, 2]
+            assert expected[0, MAP_LOCAL] == 0.0
             assert expected[0, RANGE_BIAS] == 1.0
         case Sensor.STAR_TRACKER:
             expected = eye[ATTITUDE]
@@ -336,7 +340,7 @@ def test_measurement_jacobians_against_finite_differences(sensor: Sensor, age_s:
             expected = (eye[MAP_LOCAL] - eye[MAP_MEAN])[None]
         case Sensor.VISION:
             expected = torch.cat([eye[CLONE_POSITION], eye[CLONE_ATTITUDE]])
-            expected[:2] += eye[MAP_SHIFT]
+            expected[:2] += eye[MAP_SHIFT] + eye[MAP_SIDE]
             expected[2] += eye[MAP_MEAN]
     assert torch.allclose(numeric, expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
 
@@ -350,7 +354,7 @@ def test_prediction_on_a_sloping_map_in_closed_form() -> None:
     state = replace(
         start(70.0),
         position_L=torch.tensor([[120.0, 80.0, 1900.0]], dtype=F64),
-        map_local_m=torch.full((1,), 1.5, dtype=F64),
+        map_beam_m=torch.full((1,), 1.5, dtype=F64),
         range_bias_m=torch.full((1,), -0.4, dtype=F64),
     )
     age_s = 0.3
@@ -362,7 +366,7 @@ def test_prediction_on_a_sloping_map_in_closed_form() -> None:
     def range_m(at: FilterState) -> Tensor:
         """To the ground, which lies lower than the map by the map's error."""
         d = -at.R_L_B[0, :, 2]
-        ground = torch.stack([d[0] * 0, d[0] * 0, -300.0 - at.map_local_m[0]])
+        ground = torch.stack([d[0] * 0, d[0] * 0, -300.0 - at.map_beam_m[0]])
         then = at.position_L[0] - age_s * at.velocity_L[0]
         return normal @ (ground - then) / (normal @ d) + at.range_bias_m[0]
 
@@ -411,6 +415,7 @@ def test_least_squares_of_the_same_fixes() -> None:
         gate_probability=1 - 1e-12,
         map_sigma_m=1e-6,
         map_shift_sigma_m=1e-6,
+        fix_floor_sigma_m=1e-9,
     )
     generator = torch.Generator().manual_seed(4)
     here = truth(0.0)
@@ -548,7 +553,7 @@ def late_flight() -> Flight:
 
 @pytest.mark.parametrize("name", ["flight", "late_flight"])
 def test_nees_lies_in_its_chi_square_bounds(name: str, request: pytest.FixtureRequest) -> None:
-    """All 23 states of now, within bounds of 1e-5 each side: one false failure in 2000 seeds."""
+    """All 26 states of now, within bounds of 1e-5 each side: one false failure in 2000 seeds."""
     low, high = chi2.ppf([1e-5, 1 - 1e-5], CORE * LANES) / LANES
     checks = request.getfixturevalue(name).checks
     assert len(checks) == {"flight": 19, "late_flight": 6}[name]

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tnav.geometry.moon import gravity_L
 from tnav.geometry.pose import so3_exp
+from tnav.navigate.altimetry import view_of
 from tnav.navigate.filter import (
     propagate,
     update_altimeter,
@@ -30,7 +31,7 @@ from tnav.navigate.filter import (
     update_star_tracker,
     update_vision,
 )
-from tnav.navigate.map_error import travel
+from tnav.navigate.map_error import View, places_m, travel
 from tnav.navigate.mechanisation import STATES
 from tnav.navigate.state import FilterConfig, FilterState, clone, initial_state
 from tnav.records import (
@@ -110,7 +111,8 @@ def test_a_long_hover_keeps_the_covariance(steps: int) -> None:
     of_map[0, 2, 2] = 5.0
     fix = VisionFix(0.0, LOW_L, (TURN @ R_B_C)[None], torch.diag(spread**2)[None] + of_map, of_map)
     star = StarTrackerReading(0.0, TURN[None], 1e-4)
-    view_m, elsewhere_L = torch.full((1,), 500.0, dtype=F64), torch.tensor([[40.0, 0.0, 0.0]])
+    beside_m, elsewhere_L = LOW_L[:, :2] * 0 + 12.0, torch.tensor([[40.0, 0.0, 0.0]])
+    view = View(torch.full((1,), 500.0, dtype=F64), beside_m)
     with annotations_unchecked():
         for k in range(1, steps + 1):
             t_s = k * DT_S
@@ -120,7 +122,8 @@ def test_a_long_hover_keeps_the_covariance(steps: int) -> None:
             if k % 400 == 0:
                 # As if it had come over 40 m of ground, every other time.
                 came_L = LOW_L + (k // 400 % 2) * elsewhere_L
-                state = clone(travel(replace(state, map_position_L=came_L), view_m, CONFIG))
+                state = replace(state, map_places_m=places_m(came_L, beside_m))
+                state = clone(travel(state, view, CONFIG))
                 state, innovation = update_vision(state, replace(fix, t_s=t_s), one, R_B_C, CONFIG)
                 assert bool(innovation.fused)
                 state, _ = update_ground(state, zero, zero + 1.0, one, CONFIG)
@@ -183,7 +186,8 @@ def descend(
             R = here.R_L_B.repeat(batch, 1, 1).to(device)
             state, _ = update_star_tracker(state, StarTrackerReading(t_s, R, fix_sigma), config)
         if (k + 1) % fix_every == 0:
-            state = clone(travel(state, torch.full((batch,), 2e3, dtype=F64).to(device), config))
+            at_m = torch.full((batch,), 2e3, dtype=F64).to(device)
+            state = clone(travel(state, view_of(state, at_m, at_m, spec), config))
             fix, _ = fix_at(t_s, config)
             exact = VisionFix(
                 t_s,

@@ -32,7 +32,7 @@ from tnav.navigate.map_error import rescale
 from tnav.navigate.mechanisation import (
     ACCELEROMETER_BIAS,
     INERTIAL,
-    MAP_LOCAL,
+    MAP_BEAM,
     MAP_SHIFT,
     RANGE_BIAS,
     STATES,
@@ -211,8 +211,8 @@ def test_after_its_patience_a_gate_takes_the_next(policy: GatePolicy) -> None:
         # Widened by what was seen: half to the altitude, half to the map under the lander.
         assert abs(left_m) < 0.01 * 3000
         assert moved_m == pytest.approx(1500.0 / float(H[0, 0, 2]), rel=0.1)
-        local_m = float(after.map_local_m * H[0, 0, MAP_LOCAL])
-        assert local_m == pytest.approx(1500.0, rel=0.1)
+        for of_map_m in (after.map_local_m, after.map_beam_m):
+            assert float(of_map_m * H[0, 0, MAP_BEAM]) == pytest.approx(1500.0, rel=0.1)
         assert after.covariance[0, 2, 2].sqrt() > 0.3 * 3000
     still = torch.equal(after.position_L[:, :2], before.position_L[:, :2])
     assert still  # ranges do not correct where the lander is horizontally

@@ -21,7 +21,7 @@ from tnav.evaluate.scenario import Scenario
 from tnav.files import written_aside
 from tnav.geometry.moon import up_L
 from tnav.images import write_png16
-from tnav.navigate.filter import agl_sigma_m, over_map_L
+from tnav.navigate.altimetry import agl_sigma_m, over_map_L
 from tnav.records import FixStatus, Innovation
 from tnav.terrain.heightfield import Terrain
 from tnav.terrain.raycast import cast

@@ -25,8 +25,8 @@ FILTER_STATES: tuple[str, ...] = (
     "gyro_bias_x", "gyro_bias_y", "gyro_bias_z",
     "accelerometer_bias_x", "accelerometer_bias_y", "accelerometer_bias_z",
     "thrust_scale_x", "thrust_scale_y", "thrust_scale_z",
-    "map_shift_east", "map_shift_north", "map_mean", "map_local",
-    "range_bias",
+    "map_shift_east", "map_shift_north", "map_mean", "map_local", "map_beam",
+    "range_bias", "map_side_east", "map_side_north",
 )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ class DescentSeries:
     velocity_nav_L: Float64[Tensor, "n 3"]  # m/s
     R_nav_L_B: Float64[Tensor, "n 3 3"]
     agl_nav_m: Float64[Tensor, " n"]  # navigation's position over its map; NaN beside it
-    sigma: Float64[Tensor, "n 23"]  # 1 sigma of FILTER_STATES, in that order and those units
+    sigma: Float64[Tensor, "n 26"]  # 1 sigma of FILTER_STATES, in that order and those units
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,9 @@ _LEAST_WALK = 1e-15
 _LEAST_BIAS_M = 1e-3
 _LEAST_MAP_SIGMA_M = 0.1  # no map is exact
 _CONSTANT_S = 1e7  # biases that do not return to zero
+# What all matches of an image have in common under 300 m: fix trials have 0.024 m beyond their
+# stated covariance over a map of 1 m posts (a row of the fix benchmark), image descents 0.045 m.
+_FIX_FLOOR_POSTS = 0.03
 _RELIEF_UNDER_POSTS = 0.2  # rms relief between posts of a map, over their distance
 
 
@@ -53,8 +56,14 @@ def filter_config(
         map_sigma_m=max(error.sigma_m, _LEAST_MAP_SIGMA_M),
         map_correlation_m=error.correlation_m,
         map_shift_sigma_m=max(error.horizontal_sigma_m, _LEAST_SIGMA),
+        fix_floor_sigma_m=fix_floor_m(scenario),
         range_bias_sigma_m=max(altimeter.bias_sigma_m, _LEAST_BIAS_M),
         relief_sigma_m=_RELIEF_UNDER_POSTS * 2 * scenario.site.finest_post_m,
         altimeter_gate=gate,
         altimeter_gate_patience=FilterConfig.heard_first(fix_interval_s, altimeter.rate_hz),
     )
+
+
+def fix_floor_m(scenario: Scenario) -> float:
+    """What no fix is better than sideways, however many matches it has."""
+    return _FIX_FLOOR_POSTS * scenario.map.coarser * scenario.site.finest_post_m

@@ -21,6 +21,7 @@ from tnav.evaluate.fix_trials import (
     errors_of,
     good_of,
     solved_of,
+    stated_of,
     usual_of,
 )
 from tnav.evaluate.limits import Row
@@ -32,6 +33,7 @@ OUT = Path("out/fix_runs")
 BANDS_M = ((4000.0, math.inf), (600.0, 4000.0), (0.0, 600.0))
 _QUICK_M = (8000.0, 1700.0, 450.0)  # heights of a quick run
 _CHECK_LEVEL = 0.999
+_FLOOR_UNDER_M = 300.0
 
 
 def measure_fix_model(
@@ -68,12 +70,25 @@ def check(model: FixModel, trials: Sequence[FixTrial], device: str = "cpu") -> l
         band = [trial for trial in usual_of(trials) if low_m <= trial.knot_m < high_m]
         top = f" to {high_m:.0f}" if math.isfinite(high_m) else " or more"
         rows += _band_rows(f"held out, {low_m:.0f}{top} m", model, band, device)
+    rows += _floor_rows(usual_of(trials), device)
     usual = {knot.agl_m: knot.gsd_ratio for knot in model.knots}
     for at in GSD_AT[1:]:
         low, high = at / SAME_RATIO, at * SAME_RATIO
         band = [t for t in trials if low <= t.gsd_ratio / usual[t.knot_m] < high]
         rows += _band_rows(f"held out, map {at:g} times coarser", model, band, device)
     return rows
+
+
+def _floor_rows(trials: Sequence[FixTrial], device: str) -> list[Row]:
+    """Sideways error that the lowest fixes have beyond their stated covariance, rms per axis."""
+    low = [t for t in good_of(solved_of(trials)) if t.knot_m < _FLOOR_UNDER_M]
+    if not low:
+        return []
+    stated_m2 = stated_of(low).diagonal(dim1=-2, dim2=-1)[:, :2]
+    beyond_m2 = float((errors_of(low)[:, :2].square() - stated_m2).mean())
+    name = f"held out, under {_FLOOR_UNDER_M:.0f} m: sideways beyond the stated covariance"
+    value = round(math.sqrt(max(beyond_m2, 0.0)), 4)
+    return [Row(name, value, "m", None, None, len(low), device)]
 
 
 def _band_rows(name: str, model: FixModel, band: list[FixTrial], device: str) -> list[Row]:

@@ -25,18 +25,21 @@ from tnav.evaluate.flight_start import footprint_per_m, start
 from tnav.evaluate.scenario import Scenario
 from tnav.evaluate.world import R_B_C
 from tnav.geometry.moon import altitude_m
-from tnav.navigate.filter import (
+from tnav.navigate.altimetry import (
     agl_sigma_m,
     over_map_L,
     predict_range,
-    propagate,
     relief_around_m2,
+    view_of,
+)
+from tnav.navigate.filter import (
+    propagate,
     update_altimeter,
     update_ground,
     update_star_tracker,
     update_vision,
 )
-from tnav.navigate.map_error import travel
+from tnav.navigate.map_error import View, travel
 from tnav.navigate.mechanisation import POSITION
 from tnav.navigate.state import FilterState, GatePolicy, clone
 from tnav.navigate.tight import update_tight
@@ -254,7 +257,7 @@ class Flight:
             return
         self.state = clone(self._travelled(agl))
         if self.monitor is not None:
-            self.monitor.expose(self.footprint_per_m * agl.clamp_min(1.0))
+            self.monitor.expose(self._view(agl))
         stars = read_attitude(
             self.descent.star_tracker, self.lander.R_L_B, self.noise["star_tracker"]
         )
@@ -296,8 +299,10 @@ class Flight:
     def _travelled(
         self, agl: Float64[Tensor, " b"], relief_m2: Float64[Tensor, " b"] | None = None
     ) -> FilterState:
-        footprint_m = self.footprint_per_m * agl.clamp_min(1.0)
-        return travel(self.state, footprint_m, self.config, relief_m2)
+        return travel(self.state, self._view(agl), self.config, relief_m2)
+
+    def _view(self, agl: Float64[Tensor, " b"]) -> View:
+        return view_of(self.state, agl, self.footprint_per_m * agl.clamp_min(1.0), self.spec)
 
     def _range(self) -> None:
         altimeter, age_s = self.descent.altimeter, self.descent.altimeter.latency_s
@@ -331,14 +336,7 @@ class Flight:
             self.state, reading, prediction, H, self.spec, self.config
         )
         if self.monitor is not None:
-            footprint_m = self.footprint_per_m * agl_m.clamp_min(1.0)
-            self.monitor.range(
-                delivered,
-                innovation,
-                footprint_m,
-                relief_m2,
-                age_s,
-            )
+            self.monitor.range(delivered, innovation, self._view(agl_m), relief_m2, age_s)
         self.log.innovation(innovation, self.lander)
 
     def _switch(

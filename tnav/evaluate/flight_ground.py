@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
+from tnav.evaluate.filter_setup import fix_floor_m
 from tnav.evaluate.fix_model import FixModel, draw_fixes, gsd_ratio_of
 from tnav.evaluate.localise import Localisation, Prediction, localise
 from tnav.evaluate.run import fix_for_filter
@@ -21,7 +22,18 @@ from tnav.evaluate.scenario import Scenario
 from tnav.evaluate.world import R_B_C, World, navigation_of, observe
 from tnav.geometry.moon import up_L
 from tnav.geometry.pose import Pose, so3_exp
-from tnav.navigate.map_error import mean_share, rescaled, travelled
+from tnav.navigate.altimetry import beam_offset_m
+from tnav.navigate.map_error import (
+    Way,
+    carried,
+    footprints_alike,
+    mean_kept,
+    mean_share,
+    places_m,
+    rescaled,
+    root_of,
+    travelled,
+)
 from tnav.records import FixStatus, VisionFix
 from tnav.simulate.altimeter import incidence_of
 from tnav.terrain.heightfield import Terrain
@@ -111,8 +123,14 @@ class ModelGround:
         self.shift_m = error.horizontal_sigma_m * self._normal(batch, 2)
         self.mean_m = torch.zeros(batch, dtype=torch.float64, device=device)
         self.local_m = error.sigma_m * self._normal(batch, 1)[:, 0]
+        self.beam_m = self.local_m  # until the first look beside the nadir
         self._mean_m2 = torch.zeros_like(self.mean_m)
-        self._renewed_L: Tensor | None = None
+        self.side_m = torch.zeros(batch, 2, dtype=torch.float64, device=device)
+        self._side_m2 = torch.zeros_like(self.mean_m)
+        self._floor_m = fix_floor_m(scenario)
+        self._places_m: Float64[Tensor, "b 2 2"] | None = None
+        self._imaged_m: Float64[Tensor, "b 2"] | None = None
+        self._beam_L = torch.tensor([[0.0, 0.0, -1.0]], dtype=torch.float64, device=device)
 
     def _normal(self, *shape: int) -> Tensor:
         drawn = torch.randn(*shape, generator=self._generator, dtype=torch.float64)
@@ -125,33 +143,41 @@ class ModelGround:
 
     def ranges(self, position_L: Float64[Tensor, "b 3"], beam_L: Float64[Tensor, "b 3"]) -> Ranges:
         """To a ground that lies lower than the map by its error, and is rough under its posts."""
+        self._beam_L = beam_L
         self._travel(position_L)
         lowered = torch.zeros_like(position_L)
-        lowered[:, 2] = self.local_m
+        lowered[:, 2] = self.beam_m
         hits = cast(self._map, position_L + lowered, beam_L)
         rough = torch.randn(len(position_L), generator=self._relief, dtype=torch.float64)
         range_m = hits.range_m + self._relief_sigma_m * rough.to(self._device)
         return Ranges(range_m, incidence_of(beam_L, hits.normal_L), hits.hit)
 
     def _travel(self, position_L: Float64[Tensor, "b 3"]) -> None:
-        if self._renewed_L is not None:
-            ground_m = (position_L - self._renewed_L)[:, :2].norm(dim=-1)
-            height_m, there = map_agl_m(self._map, position_L)
-            footprint_m = self._footprint_per_m * torch.where(there, height_m, 0.0)
-            self._move(
-                *travelled(ground_m, footprint_m, self._mean_m2, self._sigma_m, self._correlation_m)
-            )
-        self._renewed_L = position_L
+        height_m, there = map_agl_m(self._map, position_L)
+        agl_m = torch.where(there, height_m, 0.0)
+        places = places_m(position_L, beam_offset_m(self._beam_L, agl_m))
+        before = places[:, :1].expand_as(places) if self._places_m is None else self._places_m
+        # Before the first image all places are far from the last.
+        imaged_m = places[:, 0] + torch.inf if self._imaged_m is None else self._imaged_m
+        way = Way(before, places, imaged_m)
+        footprint_m = self._footprint_per_m * agl_m
+        self._move(*travelled(way, footprint_m, self._mean_m2, self._sigma_m, self._correlation_m))
+        slow = mean_kept(way.nadir_m(), footprint_m, self._correlation_m)
+        self._move_sideways(self._side_m2, slow)
+        self._places_m = places
 
-    def _move(self, F: Float64[Tensor, "b 2 2"], Q: Float64[Tensor, "b 2 2"]) -> None:
+    def _move_sideways(
+        self, after_m2: Float64[Tensor, " b"], correlation: Float64[Tensor, " b"]
+    ) -> None:
+        factor, news_m2 = carried(self._side_m2, after_m2, correlation)
+        news_m = news_m2.clamp_min(0.0).sqrt()[:, None] * self._normal(len(after_m2), 2)
+        self.side_m, self._side_m2 = factor[:, None] * self.side_m + news_m, after_m2
+
+    def _move(self, F: Float64[Tensor, "b 3 3"], Q: Float64[Tensor, "b 3 3"]) -> None:
         """A draw of the process that the filter assumes of the map."""
-        pair = (F @ torch.stack([self.mean_m, self.local_m], -1)[..., None]).squeeze(-1)
-        first = Q[:, 0, 0].clamp_min(0.0).sqrt()
-        across = Q[:, 0, 1] / first.clamp_min(1e-12)
-        rest = (Q[:, 1, 1] - across.square()).clamp_min(0.0).sqrt()
-        white = self._normal(len(pair), 2)
-        self.mean_m = pair[:, 0] + first * white[:, 0]
-        self.local_m = pair[:, 1] + across * white[:, 0] + rest * white[:, 1]
+        errors = torch.stack([self.mean_m, self.local_m, self.beam_m], -1)
+        drawn = F @ errors[..., None] + root_of(Q) @ self._normal(len(errors), 3)[..., None]
+        self.mean_m, self.local_m, self.beam_m = drawn.squeeze(-1).unbind(-1)
 
     def expose(
         self,
@@ -169,16 +195,19 @@ class ModelGround:
         ratio = gsd_ratio_of(agl_m, self._focal_px, self._coarser, self._post_m)
         draw = draw_fixes(self._model, agl_m, self._sun_deg, ratio, self._fixes)
         share_m2 = mean_share(draw.map_position_covariance[:, 2, 2], self._sigma_m)
-        self._move(*rescaled(self._mean_m2, share_m2, self._sigma_m))
-        self._mean_m2 = share_m2
-        of_map = torch.cat([self.shift_m, self.mean_m[:, None]], -1)
-        # Sideways the map's error is small, and taken as new with every image.
-        sideways_m2 = draw.map_position_covariance[:, :2, :2]
-        white = torch.randn(len(agl_m), 2, generator=self._fixes, dtype=torch.float64)
-        white = white.to(self._device)[..., None]
-        of_map[:, :2] += (torch.linalg.cholesky_ex(sideways_m2).L @ white).squeeze(-1)
+        assert self._places_m is not None  # it has travelled
+        apart_m = (self._places_m[:, 1] - self._places_m[:, 0]).norm(dim=-1)
+        apart = apart_m / self._correlation_m
+        side_m2 = draw.map_position_covariance.diagonal(dim1=-2, dim2=-1)[:, :2].mean(-1)
+        self._move_sideways(side_m2, footprints_alike(self._mean_m2, share_m2))
+        self._move(*rescaled(self._mean_m2, share_m2, self._sigma_m, apart))
+        self._mean_m2, self._imaged_m = share_m2, position_L[:, :2]
+        common = torch.randn(len(agl_m), 2, generator=self._fixes, dtype=torch.float64)
+        across_m = self.shift_m + self.side_m + self._floor_m * common.to(self._device)
+        of_map = torch.cat([across_m, self.mean_m[:, None]], -1)
+        variances_m2 = torch.stack([side_m2, side_m2, share_m2], -1)
         map_covariance = torch.zeros_like(draw.covariance)
-        map_covariance[:, :2, :2], map_covariance[:, 2, 2] = sideways_m2, share_m2
+        map_covariance[:, :3, :3] = torch.diag_embed(variances_m2)
         fix = VisionFix(
             t_s=t_s,
             position_L=position_L + draw.error[:, :3] + of_map,

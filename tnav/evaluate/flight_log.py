@@ -48,7 +48,7 @@ class Sample:
     t_s: float
     lander: LanderState
     state: FilterState
-    sigma: Float64[Tensor, "1 23"]
+    sigma: Float64[Tensor, "1 26"]
     phase: Int64[Tensor, "1"]
     agl_m: Float64[Tensor, "1"]
     agl_nav_m: Float64[Tensor, "1"]

@@ -29,14 +29,9 @@ from tnav.monitor.watch import (
     watch_range,
     watch_stars,
 )
-from tnav.navigate.filter import (
-    predict_range,
-    propagate,
-    update_ground,
-    update_star_tracker,
-    update_vision,
-)
-from tnav.navigate.map_error import travel
+from tnav.navigate.altimetry import predict_range
+from tnav.navigate.filter import propagate, update_ground, update_star_tracker, update_vision
+from tnav.navigate.map_error import View, travel
 from tnav.navigate.mechanisation import ATTITUDE, POSITION, VELOCITY, gravity_in_doubt
 from tnav.navigate.state import FilterConfig, FilterState, chosen, clone
 from tnav.records import (
@@ -149,9 +144,9 @@ class FlightMonitor:
         self.alone, innovation = update_star_tracker(self.alone, reading, self.config)
         self.watch = watch_stars(self.watch, self._in_flight(innovation), self.setup)
 
-    def expose(self, footprint_m: Float64[Tensor, " b"]) -> None:
-        """An exposure: keeps the pose."""
-        self.alone = clone(travel(self.alone, footprint_m, self.config))
+    def expose(self, view: View) -> None:
+        """An exposure, with the ground as navigation has it: keeps the pose."""
+        self.alone = clone(travel(self.alone, view, self.config))
 
     def fix(self, exposure: Exposure, exposed_s: float) -> None:
         """The fix of an image, to the sub-filter that hears vision."""
@@ -175,7 +170,7 @@ class FlightMonitor:
         self,
         reading: AltimeterReading,
         own: Innovation,
-        footprint_m: Float64[Tensor, " b"],
+        view: View,
         relief_m2: Float64[Tensor, " b"] | None,
         age_s: float,
     ) -> None:
@@ -184,11 +179,11 @@ class FlightMonitor:
         Args:
             reading: as delivered.
             own: its innovation in navigation, which may have been given less.
-            footprint_m: of the camera, as navigation has it.
+            view: of the ground, as navigation has it.
             relief_m2: around, as navigation has it.
             age_s: of the reading.
         """
-        self.alone = travel(self.alone, footprint_m, self.config, relief_m2)
+        self.alone = travel(self.alone, view, self.config, relief_m2)
         alone, _ = predict_range(self.alone, self.map, self.spec, self.config, age_s)
         look = RangeLook(
             reading.t_s,

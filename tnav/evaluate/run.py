@@ -18,10 +18,9 @@ from tnav.evaluate.scenario import Scenario
 from tnav.evaluate.world import R_B_C, World, agl_over, navigation_of, observe
 from tnav.geometry.pose import Pose, so3_exp
 from tnav.monitor.isolate import Monitor, MonitorConfig
+from tnav.navigate.altimetry import predict_range, relief_around_m2, view_of
 from tnav.navigate.filter import (
-    predict_range,
     propagate,
-    relief_around_m2,
     update_altimeter,
     update_ground,
     update_star_tracker,
@@ -210,7 +209,9 @@ class _Flight:
         height_m = agl_over(self.map_cpu, self.state.position_L)
         half_rad = min(self.world.camera.fov_rad / 2, _HALF_FOV_MAX_RAD)
         footprint_m = torch.tensor([2 * math.tan(half_rad) * height_m], dtype=torch.float64)
-        return travel(self.state, footprint_m.nan_to_num(), self.config, relief_m2)
+        agl_m = torch.tensor([height_m], dtype=torch.float64).nan_to_num()
+        view = view_of(self.state, agl_m, footprint_m.nan_to_num(), self.spec)
+        return travel(self.state, view, self.config, relief_m2)
 
     def _frame_log(
         self,

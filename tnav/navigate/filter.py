@@ -17,9 +17,8 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from tnav.errors import ConfigError
-from tnav.geometry.moon import LocalFrame, up_L
+from tnav.geometry.moon import LocalFrame
 from tnav.geometry.pose import so3_log
-from tnav.navigate.altimetry import range_jacobian
 from tnav.navigate.gate import fuse
 from tnav.navigate.map_error import rescale
 from tnav.navigate.mechanisation import (
@@ -27,12 +26,13 @@ from tnav.navigate.mechanisation import (
     CLONE_ATTITUDE,
     CLONE_POSITION,
     INERTIAL,
+    MAP_BEAM,
     MAP_LOCAL,
     MAP_MEAN,
     MAP_SHIFT,
+    MAP_SIDE,
     POSITION,
     STATES,
-    VELOCITY,
     advance,
     frame_step,
     gravity_in_doubt,
@@ -50,11 +50,9 @@ from tnav.records import (
     StarTrackerReading,
     VisionFix,
 )
-from tnav.terrain.heightfield import Terrain
-from tnav.terrain.raycast import cast
 
-# What ranges do not correct: horizontal position, of now and of the clone, and the map's shift.
-_SIDEWAYS = (0, 1, 18, 19, 23, 24)
+# What ranges do not correct: horizontal position, of now and of the clone, and the map's errors.
+_SIDEWAYS = (0, 1, 18, 19, 24, 25, 26, 27)
 # A measurement must be of the state's epoch: 1 ms is 0.15 m at 150 m/s, below every noise here.
 _EPOCH_TOLERANCE_S = 1e-3
 _SLEW_RAD = 1.4
@@ -125,8 +123,8 @@ def _slewing(
 
 
 def _carried(
-    P: Float64[Tensor, "b 29 29"], phi: Float64[Tensor, "b 18 18"], Q: Float64[Tensor, "b 18 18"]
-) -> Float64[Tensor, "b 29 29"]:
+    P: Float64[Tensor, "b 32 32"], phi: Float64[Tensor, "b 18 18"], Q: Float64[Tensor, "b 18 18"]
+) -> Float64[Tensor, "b 32 32"]:
     """``F P F^T + Q`` with F the identity beside the inertial states: by blocks."""
     inertial = torch.baddbmm(Q, phi @ P[:, :INERTIAL, :INERTIAL], phi.mT)
     across = phi @ P[:, :INERTIAL, INERTIAL:]
@@ -168,7 +166,7 @@ def update_vision(
 
     The camera's centre is the body's origin. The fix was solved with the exposure's star tracker
     reading, so its attitude is not independent of it: fuse one or the other. The map's share of its
-    height is a state; what the map adds to the other components is taken as noise.
+    position is in states, which the next image shares; what the map adds to attitude is noise.
 
     Args:
         available: where there is a fix; elsewhere the values may be anything.
@@ -184,20 +182,22 @@ def update_vision(
         )
     there = available[:, None, None]
     share_m2 = torch.where(available, fix.map_covariance[:, 2, 2], state.map_mean_variance_m2)
-    state = rescale(state, share_m2, config)
+    side_m2 = 0.5 * (fix.map_covariance[:, 0, 0] + fix.map_covariance[:, 1, 1])
+    side_m2 = torch.where(available, side_m2, state.map_side_variance_m2)
+    state = rescale(state, share_m2, config, side_m2)
     expected_R_L_C = state.clone_R_L_B @ R_B_C.to(fix.position_L.device)
     measured_R_L_C = torch.where(there, fix.R_L_C, expected_R_L_C)
     turned = so3_log(measured_R_L_C @ expected_R_L_C.mT)
     moved = fix.position_L - state.clone_position_L
-    moved = torch.cat(
-        [moved[:, :2] - state.map_shift_m, moved[:, 2:] - state.map_mean_m[:, None]], -1
-    )
+    across_m = moved[:, :2] - state.map_shift_m - state.map_side_m
+    moved = torch.cat([across_m, moved[:, 2:] - state.map_mean_m[:, None]], -1)
     residual = torch.where(available[:, None], torch.cat([moved, turned], -1), 0.0)
-    noise = fix.covariance - fix.map_covariance + _without_height(fix.map_covariance)
     identity = _identity(residual.device)
+    noise = fix.covariance - fix.map_covariance + _of_attitude(fix.map_covariance)
+    noise[:, :2, :2] += config.fix_floor_sigma_m**2 * identity[:2, :2]
     by_pose = torch.cat([identity[CLONE_POSITION], identity[CLONE_ATTITUDE]])
     by_map = torch.zeros_like(by_pose)
-    by_map[:2], by_map[2] = identity[MAP_SHIFT], identity[MAP_MEAN]
+    by_map[:2], by_map[2] = identity[MAP_SHIFT] + identity[MAP_SIDE], identity[MAP_MEAN]
     H = (by_pose + by_map).expand(len(residual), 6, STATES)
     widening = residual[:, None, :] @ by_pose
     # The error is of now as much as of the exposure.
@@ -207,10 +207,10 @@ def update_vision(
     return fuse(state, Sensor.VISION, residual, H, noise, available, widening, config)
 
 
-def _without_height(covariance: Float64[Tensor, "b 6 6"]) -> Float64[Tensor, "b 6 6"]:
-    """The covariance with its third component left out; stays positive."""
+def _of_attitude(covariance: Float64[Tensor, "b 6 6"]) -> Float64[Tensor, "b 6 6"]:
+    """The covariance of the last three components alone; stays positive."""
     kept = torch.ones(6, dtype=covariance.dtype, device=covariance.device)
-    kept[2] = 0.0
+    kept[:3] = 0.0
     return kept[:, None] * covariance * kept
 
 
@@ -244,92 +244,11 @@ def update_ground(
     return fuse(state, Sensor.GROUND, residual, H, noise, present, widening, config)
 
 
-def predict_range(
-    state: FilterState,
-    terrain_map: Terrain,
-    spec: AltimeterSpec,
-    config: FilterConfig,
-    age_s: float = 0.0,
-) -> tuple[RangePrediction, Float64[Tensor, "b 1 29"]]:
-    """Range that the altimeter should read, from the map along the boresight.
-
-    Args:
-        age_s: of the reading at the state's epoch; the lander is taken back along its velocity.
-
-    Returns:
-        The prediction (NaN where the beam misses the map) and its Jacobian H.
-    """
-    direction_L = state.R_L_B @ _boresight(spec, state.position_L.device)
-    hits = cast(terrain_map, over_map_L(state) - age_s * state.velocity_L, direction_L)
-    return range_prediction(
-        state, direction_L, hits.range_m, hits.normal_L, hits.hit, config, age_s
-    )
-
-
-def over_map_L(state: FilterState) -> Float64[Tensor, "b 3"]:
-    """Where the lander is over its map: as high over that as over the ground."""
-    east, north, up = state.position_L.unbind(-1)
-    return torch.stack([east, north, up + state.map_local_m], -1)
-
-
-def relief_around_m2(
-    state: FilterState, terrain_map: Terrain, spec: AltimeterSpec
-) -> Float64[Tensor, " b"]:
-    """Variance of the range over where the lander may be, beyond what the tangent plane says, m^2.
-
-    A rim one sigma away changes the range by more than any slope under the beam: four more beams,
-    one sigma to either side (the sigma points of the position's horizontal marginals; Julier and
-    Uhlmann 2004, eq. 12). Zero where a beam misses the map.
-    """
-    direction_L = state.R_L_B @ _boresight(spec, state.position_L.device)
-    sigma_m = state.covariance.diagonal(dim1=-2, dim2=-1)[:, :2].clamp_min(0.0).sqrt()
-    axes = torch.eye(2, 3, dtype=sigma_m.dtype, device=sigma_m.device)
-    step_L = sigma_m[:, :, None] * axes  # b 2 3
-    here_L = over_map_L(state)[:, None]
-    five_L = torch.cat([here_L, here_L + step_L, here_L - step_L], 1)
-    beams_L = direction_L[:, None].expand_as(five_L)
-    hits = cast(terrain_map, five_L.reshape(-1, 3), beams_L.reshape(-1, 3).contiguous())
-    range_m, hit = hits.range_m.view(-1, 5), hits.hit.view(-1, 5)
-    H, _ = range_jacobian(direction_L, hits.normal_L.view(-1, 5, 3)[:, 0], range_m[:, 0], hit[:, 0])
-    slope_m = (H[:, 0, None, POSITION] * step_L).sum(-1)
-    plane_m = range_m[:, :1] + torch.cat([slope_m, -slope_m], 1)
-    there = hit[:, :1] & hit[:, 1:]
-    return torch.where(there, range_m[:, 1:] - plane_m, 0.0).square().mean(-1)
-
-
-def range_prediction(
-    state: FilterState,
-    direction_L: Float64[Tensor, "b 3"],
-    map_range_m: Float64[Tensor, " b"],
-    normal_L: Float64[Tensor, "b 3"],
-    hit: Bool[Tensor, " b"],
-    config: FilterConfig,
-    age_s: float = 0.0,
-) -> tuple[RangePrediction, Float64[Tensor, "b 1 29"]]:
-    """The prediction from where a beam along ``direction_L`` meets the map, and its Jacobian.
-
-    Args:
-        map_range_m: from `over_map_L`, ``age_s`` ago.
-    """
-    H, incidence_rad = range_jacobian(direction_L, normal_L, map_range_m, hit)
-    H[:, 0, VELOCITY] = -age_s * H[:, 0, POSITION]
-    variance = (H @ state.covariance @ H.mT).flatten() + config.relief_sigma_m**2
-    undefined = torch.full_like(map_range_m, torch.nan)
-    prediction = RangePrediction(
-        t_s=state.t_s,
-        range_m=torch.where(hit, map_range_m + state.range_bias_m, undefined),
-        sigma_m=torch.where(hit, variance.sqrt(), undefined),
-        incidence_rad=torch.where(hit, incidence_rad, undefined),
-        defined=hit,
-    )
-    return prediction, H
-
-
 def update_altimeter(
     state: FilterState,
     reading: AltimeterReading,
     prediction: RangePrediction,
-    H: Float64[Tensor, "b 1 29"],
+    H: Float64[Tensor, "b 1 32"],
     spec: AltimeterSpec,
     config: FilterConfig,
 ) -> tuple[FilterState, Innovation]:
@@ -353,7 +272,8 @@ def update_altimeter(
     share = residual * 0.5**0.5
     widening = torch.zeros(len(residual), STATES, 2, dtype=residual.dtype, device=residual.device)
     widening[:, POSITION, 0] = share * along
-    widening[:, MAP_LOCAL, 1] = share[:, 0] / H[:, 0, MAP_LOCAL].clamp_min(1e-3)
+    of_map = share[:, 0] / H[:, 0, MAP_BEAM].clamp_min(1e-3)
+    widening[:, MAP_LOCAL, 1], widening[:, MAP_BEAM, 1] = of_map, of_map
     widening = torch.cat([widening, gravity_in_doubt(state.R_L_B, share[:, 0])], -1)
     noise = noise[:, None, None]
     return fuse(
@@ -367,14 +287,6 @@ def update_altimeter(
         config,
         considered=_SIDEWAYS,
     )
-
-
-def agl_sigma_m(state: FilterState) -> Float64[Tensor, " b"]:
-    """1-sigma of the height over the ground that `over_map_L` has over the map."""
-    H = torch.zeros_like(state.covariance[:, :1])
-    H[:, 0, POSITION] = up_L(state.position_L)
-    H[:, 0, MAP_LOCAL] = 1.0
-    return (H @ state.covariance @ H.mT).flatten().clamp_min(0.0).sqrt()
 
 
 def _check_epoch(name: str, t_s: float, state: FilterState) -> None:
@@ -400,10 +312,5 @@ def _noise(dt_s: float, config: FilterConfig, device: torch.device) -> Float64[T
 
 
 @lru_cache(maxsize=4)
-def _identity(device: torch.device) -> Float64[Tensor, "29 29"]:
+def _identity(device: torch.device) -> Float64[Tensor, "32 32"]:
     return torch.eye(STATES, dtype=torch.float64).to(device)
-
-
-@lru_cache(maxsize=8)
-def _boresight(spec: AltimeterSpec, device: torch.device) -> Float64[Tensor, "3"]:
-    return torch.tensor(spec.boresight_B, dtype=torch.float64).to(device)

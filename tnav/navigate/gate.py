@@ -26,10 +26,10 @@ def fuse(
     state: FilterState,
     sensor: Sensor,
     residual: Float64[Tensor, "b m"],
-    H: Float64[Tensor, "b m 29"],
+    H: Float64[Tensor, "b m 32"],
     noise: Float64[Tensor, "b m m"],
     present: Bool[Tensor, " b"],
-    widening: Float64[Tensor, "b 29 k"],
+    widening: Float64[Tensor, "b 32 k"],
     config: FilterConfig,
     considered: tuple[int, ...] = (),
 ) -> tuple[FilterState, Innovation]:
@@ -69,7 +69,7 @@ def fuse(
     gain = torch.where(fused[:, None, None], gain, 0.0)
     if considered:
         gain[:, list(considered)] = 0.0
-    # Joseph's form, (1 - K H) P (1 - K H)^T + K R K^T, one factor at a time: m is 1 to 7, not 29.
+    # Joseph's form, (1 - K H) P (1 - K H)^T + K R K^T, one factor at a time: m is 1 to 7, not 32.
     P = P - gain @ (H @ P)
     P = P - (P @ H.mT) @ gain.mT + gain @ noise @ gain.mT
     runs = state.rejected_run.clone()

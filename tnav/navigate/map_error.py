@@ -1,72 +1,192 @@
 """How the map's vertical error, which images and ranges share, changes along a descent.
 
-Two states: ``mean``, the error as one image averages it over its footprint, and ``local``, the
-error under the lander. Both are of one Gaussian field of variance s^2. The mean's variance m is
-what the pose solver reports for each fix (the map's share of its height), so it carries camera,
-altitude and attitude with it; ``local - mean`` then has the variance s^2 - m,
-uncorrelated with the mean.
+Three states of one Gaussian field of variance s^2: ``mean``, the error as one image averages it
+over its footprint; ``local``, the error under the lander; ``beam``, the error where the altimeter's
+beam meets the ground, which a tilted lander has hundreds of metres beside its nadir. The mean's
+variance m is what the pose solver reports for each fix (the map's share of its height), so it
+carries camera, altitude and attitude with it. The leads ``local - mean`` and ``beam - mean`` then
+have the variance s^2 - m each, are uncorrelated with the mean, and correlated with one another by
+``k = exp(-d^2 / (2 l^2))`` of their distance d on the ground and the field's correlation length l.
 
 Coming down, footprints are nested, and the mean over a smaller one is the mean over the larger plus
 news: a martingale, whose correlation between two heights is the root of their variances' ratio (for
-short correlation lengths: the ratio of heights). From m to m' > m, with a = (s^2 - m')/(s^2 - m)::
+short correlation lengths: the ratio of heights). From m to m' > m::
 
-    mean' = mean + (1 - a)(local - mean) + w,     var w = (s^2 - m')(1 - a)
+    mean' = mean + b ((local - mean) + (beam - mean)) + w
+    b = (m' - m) / ((s^2 - m)(1 + k)),      var w = m' - m - 2 b^2 (s^2 - m)(1 + k)
 
-So the two become one on the ground. Going up, the mean is smoothed, by c = m'/m < 1::
+so that the news has the covariance m' - m with either point (b at most 1/2, where two points say no
+more). So all become one on the ground. Going up, the mean is smoothed, by c = m'/m < 1::
 
     mean' = c mean + w,                           var w = m'(1 - c)
 
-Along the ground over a distance d the local error forgets its part by ``r = exp(-d / l)`` with the
-field's correlation length l, the mean by the larger ``R = exp(-d / (l + footprint))``: first-order
-Gauss-Markov, rougher than a map's smooth error and so never the more confident.
+Along the ground the mean forgets by ``R = exp(-d / (l + footprint))``; the leads go by the
+conditional distribution of the field at the new two places, given the old two: what was under the
+beam is remembered by who comes to stand over it. A Gaussian field is so smooth that its next metre
+follows from the last ones, of which the filter keeps none: told of one place alone, small steps
+would hardly ever forget. So each step forgets as much as it adds to the way D since the last image,
+``exp(-(D + d)^2 / (2 l^2)) / exp(-D^2 / (2 l^2))``; beyond D = l at the rate ``1 / l`` of there,
+which is a first-order Gauss-Markov process.
+
+Sideways an image sees what the map's error tilts and bends: two errors ``side``, of the variance
+that the solver reports for the map's share of the fix's place. They are correlated from image to
+image as the mean is, by R along the ground and by the root of the ratio of m between footprints.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from tnav.navigate.mechanisation import MAP_LOCAL, MAP_MEAN
+from tnav.navigate.mechanisation import MAP_BEAM, MAP_MEAN, MAP_SIDE
 from tnav.navigate.state import FilterConfig, FilterState
 
-_PAIR = slice(MAP_MEAN, MAP_LOCAL + 1)
+_THREE = slice(MAP_MEAN, MAP_BEAM + 1)
 # A mean over a footprint never has quite the variance of a point.
 _MEAN_SHARE_MAX = 0.999
+# Two places that are as alike as this are one: apart by 5e-5 correlation lengths.
+_ONE_PLACE = 1e-9
+_LEAST_ROOT_M = 1e-6  # smaller news is rounding
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What of the ground a lander has before it."""
+
+    footprint_m: Float64[Tensor, " b"]  # side of the ground that the camera sees
+    beam_m: Float64[Tensor, "b 2"]  # east and north, from nadir to where the beam meets the ground
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Over the ground, from where to where."""
+
+    before_m: Float64[Tensor, "b 2 2"]  # east and north of nadir and of the beam on the ground
+    after_m: Float64[Tensor, "b 2 2"]
+    imaged_m: Float64[Tensor, "b 2"]  # nadir at the last image
+
+    def nadir_m(self) -> Float64[Tensor, " b"]:
+        """How far the lander has come."""
+        return (self.after_m - self.before_m)[:, 0].norm(dim=-1)
 
 
 def travelled(
-    ground_m: Float64[Tensor, " b"],
+    way: Way,
     footprint_m: Float64[Tensor, " b"],
     mean_m2: Float64[Tensor, " b"],
     sigma_m: float,
     correlation_m: float,
     relief_m2: Float64[Tensor, " b"] | None = None,
-) -> tuple[Float64[Tensor, "b 2 2"], Float64[Tensor, "b 2 2"]]:
-    """Transition F of (mean, local) over a distance, and the covariance Q of its news, m^2."""
-    r = torch.exp(ground_m / -correlation_m)
-    slow = torch.exp(-ground_m / (correlation_m + footprint_m))
-    news_m2 = (1 - slow.square()) * mean_m2
-    local_m2 = sigma_m**2 - mean_m2
+) -> tuple[Float64[Tensor, "b 3 3"], Float64[Tensor, "b 3 3"]]:
+    """Transition F of (mean, local, beam) over a way, and the covariance Q of its news, m^2.
+
+    Args:
+        way: over the ground.
+        footprint_m: side of the ground in view.
+        mean_m2: variance of the mean, m^2.
+        sigma_m: of the field.
+        correlation_m: of the field.
+        relief_m2: variance that relief around adds to the field's.
+    """
+    slow = mean_kept(way.nadir_m(), footprint_m, correlation_m)
+    lead_m2 = sigma_m**2 - mean_m2
     if relief_m2 is not None:
-        local_m2 = local_m2 + relief_m2
-    local_m2 = (1 - r.square()) * local_m2
-    F = _matrix(slow, torch.zeros_like(r), slow - r, r)
-    return F, _matrix(news_m2, news_m2, news_m2, news_m2 + local_m2)
+        lead_m2 = lead_m2 + relief_m2
+    since = (way.before_m[:, 0] - way.imaged_m).norm(dim=-1) / correlation_m
+    kept = torch.exp(-since.clamp_max(1.0) * way.nadir_m() / correlation_m)
+    W, left = _kriged(way.before_m / correlation_m, way.after_m / correlation_m, kept)
+    F = W.new_zeros(len(W), 3, 3)
+    F[:, 1:, 1:] = W
+    F[:, 0, 0] = slow
+    F[:, 1:, 0] = slow[:, None] - W.sum(-1)
+    Q = ((1 - slow.square()) * mean_m2)[:, None, None].expand(-1, 3, 3).clone()
+    Q[:, 1:, 1:] += lead_m2[:, None, None] * left
+    return F, Q
+
+
+def mean_kept(
+    ground_m: Float64[Tensor, " b"], footprint_m: Float64[Tensor, " b"], correlation_m: float
+) -> Float64[Tensor, " b"]:
+    """Correlation of an image's mean with that of another one beside it."""
+    return torch.exp(-ground_m / (correlation_m + footprint_m))
+
+
+def _alike(apart: Float64[Tensor, "*b"]) -> Float64[Tensor, "*b"]:
+    """Correlation of a Gaussian field over so many correlation lengths."""
+    return torch.exp(-0.5 * apart.square())
+
+
+def _kriged(
+    old: Float64[Tensor, "b 2 2"], new: Float64[Tensor, "b 2 2"], kept: Float64[Tensor, " b"]
+) -> tuple[Float64[Tensor, "b 2 2"], Float64[Tensor, "b 2 2"]]:
+    """Weights W of a unit field at two old places for two new ones, and what is left.
+
+    Simple kriging, ``W = K_no K_oo^-1`` and ``K_nn - W K_on``, with the inverse in the sum and the
+    difference of the old two: where these are one place, there is no difference to weigh. All
+    correlation of new with old is less by the factor ``kept``.
+    """
+    K_no = kept[:, None, None] * _alike((new[:, :, None] - old[:, None]).norm(dim=-1))
+    k_old, k_new = (_alike((x[:, 0] - x[:, 1]).norm(dim=-1)) for x in (old, new))
+    total, across = K_no.sum(-1), K_no[..., 0] - K_no[..., 1]  # b 2: a row for each new place
+    of_total = total / (1 + k_old)[:, None]
+    apart = (1 - k_old)[:, None]
+    of_across = torch.where(apart > _ONE_PLACE, across / apart.clamp_min(_ONE_PLACE), 0.0)
+    W = 0.5 * torch.stack([of_total + of_across, of_total - of_across], -1)
+    explained = 0.5 * (
+        of_total[:, :, None] * total[:, None] + of_across[:, :, None] * across[:, None]
+    )
+    one = torch.ones_like(k_new)
+    K_nn = torch.stack([torch.stack([one, k_new], -1), torch.stack([k_new, one], -1)], -2)
+    left = K_nn - explained
+    return W, 0.5 * (left + left.mT)
 
 
 def rescaled(
-    before_m2: Float64[Tensor, " b"], after_m2: Float64[Tensor, " b"], sigma_m: float
-) -> tuple[Float64[Tensor, "b 2 2"], Float64[Tensor, "b 2 2"]]:
-    """Transition F of (mean, local) from one footprint to another's, and Q of its news, m^2."""
-    field_m2 = sigma_m**2
-    a = (field_m2 - after_m2) / (field_m2 - before_m2)
-    c = after_m2 / before_m2.clamp_min(1e-12)
-    down, zero = after_m2 >= before_m2, torch.zeros_like(a)
-    keep, pull = torch.where(down, a, c), torch.where(down, 1 - a, zero)
-    noise_m2 = torch.where(down, (field_m2 - after_m2) * (1 - a), after_m2 * (1 - c))
-    F = _matrix(keep, pull, zero, torch.ones_like(a))
-    return F, _matrix(noise_m2, zero, zero, zero)
+    before_m2: Float64[Tensor, " b"],
+    after_m2: Float64[Tensor, " b"],
+    sigma_m: float,
+    apart: Float64[Tensor, " b"],
+) -> tuple[Float64[Tensor, "b 3 3"], Float64[Tensor, "b 3 3"]]:
+    """Transition F of (mean, local, beam) between two footprints, and Q of its news, m^2.
+
+    Args:
+        before_m2: variance of the mean before.
+        after_m2: after.
+        sigma_m: of the field.
+        apart: distance of nadir and beam on the ground, in correlation lengths.
+    """
+    lead_m2 = (sigma_m**2 - before_m2) * (1 + _alike(apart))
+    grown_m2 = (after_m2 - before_m2).clamp_min(0.0)
+    pull = (grown_m2 / lead_m2).clamp_max(0.5)
+    c = torch.minimum(after_m2 / before_m2.clamp_min(1e-12), torch.ones_like(pull))
+    down = after_m2 >= before_m2
+    c = torch.where(down, 1.0, c)
+    F = torch.eye(3, dtype=pull.dtype, device=pull.device).repeat(len(pull), 1, 1)
+    F[:, 0, 0] = c - 2 * pull
+    F[:, 0, 1], F[:, 0, 2] = pull, pull
+    Q = torch.zeros_like(F)
+    Q[:, 0, 0] = torch.where(down, grown_m2 - 2 * pull.square() * lead_m2, after_m2 * (1 - c))
+    return F, Q
+
+
+def carried(
+    before_m2: Float64[Tensor, " b"],
+    after_m2: Float64[Tensor, " b"],
+    correlation: Float64[Tensor, " b"],
+) -> tuple[Float64[Tensor, " b"], Float64[Tensor, " b"]]:
+    """Factor and variance of the news that take an error from one variance to another's."""
+    factor = correlation * (after_m2 / before_m2.clamp_min(_LEAST_ROOT_M**2)).sqrt()
+    factor = torch.where(before_m2 > _LEAST_ROOT_M**2, factor, 0.0)
+    return factor, after_m2 - factor.square() * before_m2
+
+
+def footprints_alike(
+    before_m2: Float64[Tensor, " b"], after_m2: Float64[Tensor, " b"]
+) -> Float64[Tensor, " b"]:
+    """Correlation of the means over two nested footprints, of these variances."""
+    least, most = torch.minimum(before_m2, after_m2), torch.maximum(before_m2, after_m2)
+    return (least / most.clamp_min(_LEAST_ROOT_M**2)).sqrt()
 
 
 def mean_share(mean_variance_m2: Float64[Tensor, " b"], sigma_m: float) -> Float64[Tensor, " b"]:
@@ -74,56 +194,99 @@ def mean_share(mean_variance_m2: Float64[Tensor, " b"], sigma_m: float) -> Float
     return mean_variance_m2.clamp(min=0.0, max=_MEAN_SHARE_MAX * sigma_m**2)
 
 
+def root_of(Q: Float64[Tensor, "b n n"]) -> Float64[Tensor, "b n n"]:
+    """Lower triangular root of covariances that may be singular (Cholesky, by columns)."""
+    left, columns = Q, []
+    for k in range(Q.shape[-1]):
+        pivot = left[:, k, k].clamp_min(0.0)
+        column = left[:, :, k] / pivot.sqrt().clamp_min(_LEAST_ROOT_M)[:, None]
+        columns.append(torch.where(pivot[:, None] > _LEAST_ROOT_M**2, column, 0.0))
+        left = left - columns[-1][:, :, None] * columns[-1][:, None]
+    return torch.stack(columns, -1)
+
+
+def places_m(
+    position_L: Float64[Tensor, "b 3"], beam_m: Float64[Tensor, "b 2"]
+) -> Float64[Tensor, "b 2 2"]:
+    """East and north of the nadir and of where the beam meets the ground."""
+    nadir_m = position_L[:, :2]
+    return torch.stack([nadir_m, nadir_m + beam_m], 1)
+
+
 def travel(
     state: FilterState,
-    footprint_m: Float64[Tensor, " b"],
+    view: View,
     config: FilterConfig,
     relief_m2: Float64[Tensor, " b"] | None = None,
 ) -> FilterState:
     """Renews the map's error for the ground covered since it was last renewed.
 
     Args:
-        footprint_m: side of the ground in view, m.
+        view: of the ground, now.
         relief_m2: what the relief around adds to the local error of a lander that knows its place
             badly (`tnav.navigate.filter.relief_around_m2`).
     """
-    ground_m = (state.position_L - state.map_position_L)[:, :2].norm(dim=-1)
+    after_m = places_m(state.position_L, view.beam_m)
+    way = Way(state.map_places_m, after_m, state.clone_position_L[:, :2])
     F, Q = travelled(
-        ground_m,
-        footprint_m,
+        way,
+        view.footprint_m,
         state.map_mean_variance_m2,
         config.map_sigma_m,
         config.map_correlation_m,
         relief_m2,
     )
-    return replace(_apply(state, F, Q), map_position_L=state.position_L)
+    slow = mean_kept(way.nadir_m(), view.footprint_m, config.map_correlation_m)
+    state = _sideways(state, state.map_side_variance_m2, slow)
+    return replace(_apply(state, F, Q), map_places_m=after_m)
 
 
 def rescale(
-    state: FilterState, mean_variance_m2: Float64[Tensor, " b"], config: FilterConfig
+    state: FilterState,
+    mean_variance_m2: Float64[Tensor, " b"],
+    config: FilterConfig,
+    side_variance_m2: Float64[Tensor, " b"] | None = None,
 ) -> FilterState:
-    """Takes the mean from the last fix's footprint to another one's.
+    """Takes the mean, and what is sideways, from the last fix's footprint to another one's.
 
     Args:
         mean_variance_m2: the map's share of the variance of a fix's height, m^2.
+        side_variance_m2: of its place, along each axis; None: that stays as it is.
     """
     after_m2 = mean_share(mean_variance_m2, config.map_sigma_m)
-    F, Q = rescaled(state.map_mean_variance_m2, after_m2, config.map_sigma_m)
+    if side_variance_m2 is not None:
+        alike = footprints_alike(state.map_mean_variance_m2, after_m2)
+        state = _sideways(state, side_variance_m2, alike)
+    apart_m = (state.map_places_m[:, 1] - state.map_places_m[:, 0]).norm(dim=-1)
+    F, Q = rescaled(
+        state.map_mean_variance_m2,
+        after_m2,
+        config.map_sigma_m,
+        apart_m / config.map_correlation_m,
+    )
     return replace(_apply(state, F, Q), map_mean_variance_m2=after_m2)
 
 
-def _matrix(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Float64[Tensor, "b 2 2"]:
-    return torch.stack([torch.stack([a, b], -1), torch.stack([c, d], -1)], -2)
+def _sideways(
+    state: FilterState, after_m2: Float64[Tensor, " b"], correlation: Float64[Tensor, " b"]
+) -> FilterState:
+    factor, news_m2 = carried(state.map_side_variance_m2, after_m2, correlation)
+    P = state.covariance.clone()
+    P[:, MAP_SIDE, :] *= factor[:, None, None]
+    P[:, :, MAP_SIDE] *= factor[:, None, None]
+    P[:, MAP_SIDE, MAP_SIDE] += torch.diag_embed(news_m2[:, None].expand(-1, 2))
+    side_m = factor[:, None] * state.map_side_m
+    return replace(state, covariance=P, map_side_m=side_m, map_side_variance_m2=after_m2)
 
 
 def _apply(
-    state: FilterState, F: Float64[Tensor, "b 2 2"], Q: Float64[Tensor, "b 2 2"]
+    state: FilterState, F: Float64[Tensor, "b 3 3"], Q: Float64[Tensor, "b 3 3"]
 ) -> FilterState:
-    """``x' = F x + w`` on the two map errors alone."""
-    pair = torch.stack([state.map_mean_m, state.map_local_m], -1)[..., None]
-    mean_m, local_m = (F @ pair).squeeze(-1).unbind(-1)
+    """``x' = F x + w`` on the three map errors alone."""
+    errors = torch.stack([state.map_mean_m, state.map_local_m, state.map_beam_m], -1)
+    mean_m, local_m, beam_m = (F @ errors[..., None]).squeeze(-1).unbind(-1)
     P = state.covariance.clone()
-    P[:, _PAIR, :] = F @ P[:, _PAIR, :]
-    P[:, :, _PAIR] = P[:, :, _PAIR] @ F.mT
-    P[:, _PAIR, _PAIR] += Q
-    return replace(state, map_mean_m=mean_m, map_local_m=local_m, covariance=P)
+    P[:, _THREE, :] = F @ P[:, _THREE, :]
+    P[:, :, _THREE] = P[:, :, _THREE] @ F.mT
+    P[:, _THREE, _THREE] += Q
+    return replace(state, map_mean_m=mean_m, map_local_m=local_m, map_beam_m=beam_m, covariance=P)

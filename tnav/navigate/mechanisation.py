@@ -36,11 +36,13 @@ INERTIAL = 18  # states before this one move with the inertial unit
 MAP_SHIFT = slice(18, 20)  # of the whole map, east and north, m
 MAP_MEAN = 20  # the map's vertical error (map minus ground) as one image averages it, m
 MAP_LOCAL = 21  # the same under the lander, m
-RANGE_BIAS = 22  # the altimeter's own, m
-CORE = 23  # states before this one are of now
-CLONE_POSITION = slice(23, 26)
-CLONE_ATTITUDE = slice(26, 29)
-STATES = 29
+MAP_BEAM = 22  # the same where the altimeter's beam meets the ground, m
+RANGE_BIAS = 23  # the altimeter's own, m
+MAP_SIDE = slice(24, 26)  # the map's error as one image sees it sideways, east and north, m
+CORE = 26  # states before this one are of now
+CLONE_POSITION = slice(26, 29)
+CLONE_ATTITUDE = slice(29, 32)
+STATES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +202,7 @@ def inertial_noise(
 
 def gravity_in_doubt(
     R_L_B: Float64[Tensor, "b 3 3"], height_m: Float64[Tensor, " b"]
-) -> Float64[Tensor, "b 29 1"]:
+) -> Float64[Tensor, "b 32 1"]:
     """Gravity's error where a height that jumps is the ground's: to the accelerometers it is bias.
 
     Who believes himself 3 km higher than he is misses 0.006 m/s^2 (dg/dr = 2 g / r).

@@ -18,9 +18,11 @@ from tnav.navigate.mechanisation import (
     CLONE_POSITION,
     CORE,
     GYRO_BIAS,
+    MAP_BEAM,
     MAP_LOCAL,
     MAP_MEAN,
     MAP_SHIFT,
+    MAP_SIDE,
     POSITION,
     RANGE_BIAS,
     STATES,
@@ -66,6 +68,8 @@ class FilterConfig:
     map_sigma_m: float = 3.0
     map_correlation_m: float = 300.0
     map_shift_sigma_m: float = 0.7
+    # What all matches of an image have in common sideways, new with every image.
+    fix_floor_sigma_m: float = 0.03
     # Of the altimeter itself.
     range_bias_sigma_m: float = 0.1
     # Relief under the map's resolution, new with every footprint: white in the range.
@@ -111,9 +115,9 @@ class FilterConfig:
 class FilterState:
     """Estimate and covariance of ``b`` descents at one epoch.
 
-    The covariance is of 29 errors in the order of ``tnav.navigate.mechanisation``. Map errors are
+    The covariance is of 32 errors in the order of ``tnav.navigate.mechanisation``. Map errors are
     of a map minus the ground: a fix stands ``map_mean_m`` too high, and an altimeter reads
-    ``map_local_m`` more than the distance to the map.
+    ``map_beam_m`` more than the distance to the map; ``map_local_m`` is the error under the lander.
     """
 
     t_s: float
@@ -126,13 +130,18 @@ class FilterState:
     map_shift_m: Float64[Tensor, "b 2"]
     map_mean_m: Float64[Tensor, " b"]
     map_local_m: Float64[Tensor, " b"]
+    map_beam_m: Float64[Tensor, " b"]
     range_bias_m: Float64[Tensor, " b"]
+    map_side_m: Float64[Tensor, "b 2"]
     clone_t_s: float  # of the last exposure ...
     clone_position_L: Float64[Tensor, "b 3"]  # ... and the pose then, as it is known now
     clone_R_L_B: Float64[Tensor, "b 3 3"]
-    covariance: Float64[Tensor, "b 29 29"]
-    map_mean_variance_m2: Float64[Tensor, " b"]  # a priori, at the last fix's scale
-    map_position_L: Float64[Tensor, "b 3"]  # where the map's local error was last renewed
+    covariance: Float64[Tensor, "b 32 32"]
+    # A priori, at the last fix's scale: of the mean, and of each of the two sideways.
+    map_mean_variance_m2: Float64[Tensor, " b"]
+    map_side_variance_m2: Float64[Tensor, " b"]
+    # East and north of nadir and beam on the ground, where the map's errors were last renewed.
+    map_places_m: Float64[Tensor, "b 2 2"]
     rejected_run: Float64[Tensor, "b 4"]  # rejections in a row, columns as SENSORS
 
 
@@ -156,12 +165,15 @@ def initial_state(
     sigma[ACCELEROMETER_BIAS] = config.accelerometer_bias_sigma_m_s2
     sigma[THRUST_SCALE] = config.thrust_scale_sigma
     sigma[MAP_SHIFT] = config.map_shift_sigma_m
-    sigma[MAP_LOCAL] = config.map_sigma_m
+    sigma[MAP_LOCAL] = sigma[MAP_BEAM] = config.map_sigma_m
     sigma[RANGE_BIAS] = config.range_bias_sigma_m
     if not bool((sigma[:MAP_MEAN] > 0).all()):  # a host tensor
         raise ConfigError("initial_state: every sigma must be > 0")
     batch, device = position_L.shape[0], position_L.device
-    covariance = torch.diag(sigma.square()).to(device).expand(batch, STATES, STATES).contiguous()
+    prior = torch.diag(sigma.square())
+    # Nadir and beam are one place, until the first look.
+    prior[MAP_LOCAL, MAP_BEAM] = prior[MAP_BEAM, MAP_LOCAL] = config.map_sigma_m**2
+    covariance = prior.to(device).expand(batch, STATES, STATES).contiguous()
     nothing, none = torch.zeros_like(position_L), torch.zeros_like(position_L[:, 0])
     state = FilterState(
         t_s=t_s,
@@ -175,13 +187,16 @@ def initial_state(
         # Before the first image the mean is over everything: none, and known.
         map_mean_m=none,
         map_local_m=none,
+        map_beam_m=none,
         range_bias_m=none,
+        map_side_m=nothing[:, :2],
         clone_t_s=t_s,
         clone_position_L=position_L,
         clone_R_L_B=R_L_B,
         covariance=covariance,
         map_mean_variance_m2=none,
-        map_position_L=position_L,
+        map_side_variance_m2=none,
+        map_places_m=position_L[:, None, :2].expand(batch, 2, 2),
         rejected_run=torch.zeros(batch, len(SENSORS), dtype=torch.float64, device=device),
     )
     return clone(state)
@@ -203,8 +218,8 @@ def clone(state: FilterState) -> FilterState:
 
 def corrected(
     state: FilterState,
-    error: Float64[Tensor, "b 29"],
-    covariance: Float64[Tensor, "b 29 29"],
+    error: Float64[Tensor, "b 32"],
+    covariance: Float64[Tensor, "b 32 32"],
     rejected_run: Float64[Tensor, "b 4"],
 ) -> FilterState:
     """Moves an estimated error into the estimate."""
@@ -219,7 +234,9 @@ def corrected(
         map_shift_m=state.map_shift_m + error[:, MAP_SHIFT],
         map_mean_m=state.map_mean_m + error[:, MAP_MEAN],
         map_local_m=state.map_local_m + error[:, MAP_LOCAL],
+        map_beam_m=state.map_beam_m + error[:, MAP_BEAM],
         range_bias_m=state.range_bias_m + error[:, RANGE_BIAS],
+        map_side_m=state.map_side_m + error[:, MAP_SIDE],
         clone_position_L=state.clone_position_L + error[:, CLONE_POSITION],
         clone_R_L_B=so3_exp(error[:, CLONE_ATTITUDE]) @ state.clone_R_L_B,
         covariance=covariance,
@@ -227,7 +244,7 @@ def corrected(
     )
 
 
-def core_sigma(state: FilterState) -> Float64[Tensor, "b 23"]:
+def core_sigma(state: FilterState) -> Float64[Tensor, "b 26"]:
     """1-sigma of the errors of now, in the covariance's order."""
     return state.covariance.diagonal(dim1=-2, dim2=-1)[:, :CORE].clamp_min(0.0).sqrt()
 

@@ -294,7 +294,7 @@ def _posterior(
     return torch.where(x.isfinite().all(-1, keepdim=True), x, torch.zeros_like(x))
 
 
-def _blamed(state: FilterState, measured: TightMeasurement) -> Float64[Tensor, "b 29 1"]:
+def _blamed(state: FilterState, measured: TightMeasurement) -> Float64[Tensor, "b 32 1"]:
     """W with ``H W = residual``, the discrepancy as the prior divides it: of now and of then."""
     T = _selection(measured.H.device)
     PHt = T @ state.covariance @ T.mT @ measured.H.mT
@@ -309,7 +309,7 @@ def _blamed(state: FilterState, measured: TightMeasurement) -> Float64[Tensor, "
     return W
 
 
-def _selection(device: torch.device) -> Float64[Tensor, "6 29"]:
+def _selection(device: torch.device) -> Float64[Tensor, "6 32"]:
     """Error of the pose on the map from the error state."""
     T = torch.zeros(6, STATES, dtype=torch.float64, device=device)
     eye = torch.eye(6, dtype=torch.float64, device=device)
