@@ -27,7 +27,6 @@ from tnav.navigate.filter import (
 from tnav.navigate.map_error import (
     Way,
     carried,
-    footprints_alike,
     mean_kept,
     mean_share,
     places_m,
@@ -220,11 +219,10 @@ class MapTruth:
 
     def rescale(self, state: FilterState, share_m2: Tensor, side_m2: Tensor) -> None:
         """To a fix's footprint; the filter does it by itself when it takes the fix."""
-        after_m2 = mean_share(share_m2, self._config.map_sigma_m)
-        alike = footprints_alike(state.map_mean_variance_m2, after_m2)
-        self._sideways(state, side_m2, alike)
+        self._sideways(state, side_m2, torch.ones_like(side_m2))
         if not self._smooth:
             sigma_m = self._config.map_sigma_m
+            after_m2 = mean_share(share_m2, sigma_m)
             apart_m = (state.map_places_m[:, 1] - state.map_places_m[:, 0]).norm(dim=-1)
             apart = apart_m / self._config.map_correlation_m
             self._step(*rescaled(state.map_mean_variance_m2, after_m2, sigma_m, apart))

@@ -12,9 +12,9 @@ _LEAST_WALK = 1e-15
 _LEAST_BIAS_M = 1e-3
 _LEAST_MAP_SIGMA_M = 0.1  # no map is exact
 _CONSTANT_S = 1e7  # biases that do not return to zero
-# What all matches of an image have in common under 300 m: fix trials have 0.024 m beyond their
-# stated covariance over a map of 1 m posts (a row of the fix benchmark), image descents 0.045 m.
-_FIX_FLOOR_POSTS = 0.03
+# What all matches of an image have in common under 300 m: fixes have 0.024 m beyond their stated
+# covariance over a map of 1 m posts (a row of the fix benchmark).
+_FIX_FLOOR_POSTS = 0.024
 _RELIEF_UNDER_POSTS = 0.2  # rms relief between posts of a map, over their distance
 
 

@@ -26,7 +26,6 @@ from tnav.navigate.altimetry import beam_offset_m
 from tnav.navigate.map_error import (
     Way,
     carried,
-    footprints_alike,
     mean_kept,
     mean_share,
     places_m,
@@ -199,7 +198,7 @@ class ModelGround:
         apart_m = (self._places_m[:, 1] - self._places_m[:, 0]).norm(dim=-1)
         apart = apart_m / self._correlation_m
         side_m2 = draw.map_position_covariance.diagonal(dim1=-2, dim2=-1)[:, :2].mean(-1)
-        self._move_sideways(side_m2, footprints_alike(self._mean_m2, share_m2))
+        self._move_sideways(side_m2, torch.ones_like(side_m2))
         self._move(*rescaled(self._mean_m2, share_m2, self._sigma_m, apart))
         self._mean_m2, self._imaged_m = share_m2, position_L[:, :2]
         common = torch.randn(len(agl_m), 2, generator=self._fixes, dtype=torch.float64)

@@ -56,8 +56,10 @@ _SIDEWAYS = (0, 1, 18, 19, 24, 25, 26, 27)
 # A measurement must be of the state's epoch: 1 ms is 0.15 m at 150 m/s, below every noise here.
 _EPOCH_TOLERANCE_S = 1e-3
 _SLEW_RAD = 1.4
-# What one image says of the ground under the lander beyond its mean must be news by this factor.
-_GROUND_NEWS = 0.9
+# What an image says of the ground under the lander beside its mean is heard where its variance is
+# below this share of the map's own, and below that share of the filter's: images of the same ground
+# err alike, and the second of two says nothing.
+_GROUND_NEWS, _GROUND_BETTER = 0.9, 0.5
 
 
 def propagate(
@@ -234,7 +236,10 @@ def update_ground(
         available: where there is a fix.
     """
     prior_m2 = config.map_sigma_m**2 - state.map_mean_variance_m2
-    present = available & (variance_m2 < _GROUND_NEWS * prior_m2)
+    P = state.covariance
+    known_m2 = P[:, MAP_LOCAL, MAP_LOCAL] + P[:, MAP_MEAN, MAP_MEAN] - 2 * P[:, MAP_LOCAL, MAP_MEAN]
+    better = variance_m2 < _GROUND_BETTER * known_m2
+    present = available & better & (variance_m2 < _GROUND_NEWS * prior_m2)
     news = torch.where(present, 1 - variance_m2 / prior_m2, 1.0)
     residual = (error_m / news - (state.map_local_m - state.map_mean_m))[:, None]
     identity = _identity(residual.device)

@@ -29,8 +29,9 @@ would hardly ever forget. So each step forgets as much as it adds to the way D s
 which is a first-order Gauss-Markov process.
 
 Sideways an image sees what the map's error tilts and bends: two errors ``side``, of the variance
-that the solver reports for the map's share of the fix's place. They are correlated from image to
-image as the mean is, by R along the ground and by the root of the ratio of m between footprints.
+that the solver reports for the map's share of the fix's place. Along the ground they forget by R as
+the mean does; between footprints they only change their size. (Image descents, as their velocity
+and the covariance of fixes in a row have it: forgetting by m's ratio, too, is too cautious.)
 """
 
 from dataclasses import dataclass, replace
@@ -181,14 +182,6 @@ def carried(
     return factor, after_m2 - factor.square() * before_m2
 
 
-def footprints_alike(
-    before_m2: Float64[Tensor, " b"], after_m2: Float64[Tensor, " b"]
-) -> Float64[Tensor, " b"]:
-    """Correlation of the means over two nested footprints, of these variances."""
-    least, most = torch.minimum(before_m2, after_m2), torch.maximum(before_m2, after_m2)
-    return (least / most.clamp_min(_LEAST_ROOT_M**2)).sqrt()
-
-
 def mean_share(mean_variance_m2: Float64[Tensor, " b"], sigma_m: float) -> Float64[Tensor, " b"]:
     """The variance of a mean, kept under that of a point."""
     return mean_variance_m2.clamp(min=0.0, max=_MEAN_SHARE_MAX * sigma_m**2)
@@ -255,8 +248,7 @@ def rescale(
     """
     after_m2 = mean_share(mean_variance_m2, config.map_sigma_m)
     if side_variance_m2 is not None:
-        alike = footprints_alike(state.map_mean_variance_m2, after_m2)
-        state = _sideways(state, side_variance_m2, alike)
+        state = _sideways(state, side_variance_m2, torch.ones_like(after_m2))
     apart_m = (state.map_places_m[:, 1] - state.map_places_m[:, 0]).norm(dim=-1)
     F, Q = rescaled(
         state.map_mean_variance_m2,

@@ -69,7 +69,7 @@ class FilterConfig:
     map_correlation_m: float = 300.0
     map_shift_sigma_m: float = 0.7
     # What all matches of an image have in common sideways, new with every image.
-    fix_floor_sigma_m: float = 0.03
+    fix_floor_sigma_m: float = 0.024
     # Of the altimeter itself.
     range_bias_sigma_m: float = 0.1
     # Relief under the map's resolution, new with every footprint: white in the range.
