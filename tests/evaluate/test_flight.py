@@ -128,9 +128,34 @@ def test_truth_of_the_map_is_the_process_that_is_stated() -> None:
         spread = 6 * math.sqrt(2 / batch)  # six sigma of a variance
         assert float(ground.local_m.var()) == pytest.approx(9.0, rel=spread)
         assert float(ground.mean_m.var()) == pytest.approx(share_m2, rel=spread)
+        assert float(ground.side_m.var()) == pytest.approx(float(ground._side_m2[0]), rel=spread)
         joint = float((ground.local_m * ground.mean_m).mean())
         assert joint == pytest.approx(share_m2, abs=6 * 3 * math.sqrt(share_m2 * 2 / batch))
     assert share_m2 > 1.0  # near the ground the mean is most of the error
+
+
+def test_ground_under_a_tilted_beam_is_of_the_same_field() -> None:
+    """A beam 15 deg off meets the ground 268 m beside the nadir; then the lander comes over it."""
+    batch, beside_m = 6000, 1000.0 * math.tan(math.radians(15.0))
+    ground = ModelGround(scenario_of(DESCENT), plain(), load_fix_model(), batch, 0.83, 0.0, 11.9)
+    place = torch.tensor([[0.0, 0.0, 1000.0]], dtype=torch.float64).repeat(batch, 1)
+    lean = math.radians(15.0)
+    beam = torch.tensor([[math.sin(lean), 0.0, -math.cos(lean)]], dtype=torch.float64)
+    beam = beam.repeat(batch, 1)
+    seen = ground.ranges(place, beam)
+    # The range is to a ground that lies lower by the error under the beam.
+    expected_m = (1000.0 + ground.beam_m) / math.cos(lean)
+    assert float((seen.range_m - expected_m).std()) < 0.05  # the map rolls gently
+    spread = 6 * math.sqrt(2 / batch)  # six sigma of a variance
+    ahead_m = ground.beam_m
+    assert float(ahead_m.var()) == pytest.approx(9.0, rel=spread)
+    alike = math.exp(-0.5 * (beside_m / 300.0) ** 2)
+    joint = float((ahead_m * ground.local_m).mean())
+    assert joint == pytest.approx(9.0 * alike, abs=9.0 * spread)
+    ground.ranges(place + torch.tensor([beside_m, 0.0, 0.0], dtype=torch.float64), beam)
+    # Without an image since, memory fades at the rate of one over the field's length.
+    kept = float((ahead_m * ground.local_m).mean())
+    assert kept == pytest.approx(9.0 * math.exp(-beside_m / 300.0), abs=9.0 * spread)
 
 
 def test_what_an_image_says_of_the_ground_is_a_posterior() -> None:

@@ -129,7 +129,8 @@ class ModelGround:
         self._floor_m = fix_floor_m(scenario)
         self._places_m: Float64[Tensor, "b 2 2"] | None = None
         self._imaged_m: Float64[Tensor, "b 2"] | None = None
-        self._beam_L = torch.tensor([[0.0, 0.0, -1.0]], dtype=torch.float64, device=device)
+        down_L = torch.tensor([[0.0, 0.0, -1.0]], dtype=torch.float64, device=device)
+        self._beam_L = down_L.repeat(batch, 1)
 
     def _normal(self, *shape: int) -> Tensor:
         drawn = torch.randn(*shape, generator=self._generator, dtype=torch.float64)
