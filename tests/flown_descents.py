@@ -9,7 +9,13 @@ import torch
 
 from tnav.evaluate.descent_archive import write_descent
 from tnav.evaluate.descent_plan import load_descent
-from tnav.evaluate.descent_record import DescentRecord, DescentSeries, InnovationSeries, Touchdown
+from tnav.evaluate.descent_record import (
+    FILTER_STATES,
+    DescentRecord,
+    DescentSeries,
+    InnovationSeries,
+    Touchdown,
+)
 from tnav.evaluate.flight_log import EDGES_M
 from tnav.evaluate.flight_runs import keep_arrays, without
 from tnav.geometry.pose import so3_exp
@@ -38,7 +44,7 @@ def made_record(name="image", seed=0, *, blind=False, landed=True):
     velocity = torch.tensor([-DRIFT_M_S, 0.0, -DOWN_M_S], dtype=torch.float64).expand(n, 3)
     agl = DOWN_M_S * left_s
     agl[:10] = torch.nan
-    sigma = torch.zeros(n, 23, dtype=torch.float64)
+    sigma = torch.zeros(n, len(FILTER_STATES), dtype=torch.float64)
     sigma[:, :9] = three
     series = DescentSeries(
         t_s=t_s,

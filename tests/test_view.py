@@ -56,7 +56,9 @@ def _fall(seed=0):
         velocity_nav_L=velocity_L,
         R_nav_L_B=R_L_B,
         agl_nav_m=position_L[:, 2] + 5.0,
-        sigma=torch.arange(1.0, 24.0, dtype=torch.float64).expand(EPOCHS, -1).clone(),
+        sigma=torch.arange(1.0, len(FILTER_STATES) + 1.0, dtype=torch.float64)
+        .expand(EPOCHS, -1)
+        .clone(),
     )
     present = torch.tensor([True, False, True, True])
     altimeter = InnovationSeries(

@@ -19,6 +19,7 @@ from tnav.navigate.mechanisation import (
     CLONE_ATTITUDE,
     CLONE_POSITION,
     CORE,
+    MAP_BEAM,
     MAP_LOCAL,
     MAP_MEAN,
     MAP_SHIFT,
@@ -31,7 +32,8 @@ from tnav.records import Matches, Sensor, StarTrackerReading, VisionFix
 F64 = torch.float64
 CAMERA = Camera.from_field_of_view(512, 512, 45.0)
 NOISE_PX = 0.3
-PERFECT = FilterConfig(map_sigma_m=1e-9, map_shift_sigma_m=1e-9)  # of a map without errors
+# Of a map without errors, and matches that have none in common.
+PERFECT = FilterConfig(map_sigma_m=1e-9, map_shift_sigma_m=1e-9, fix_floor_sigma_m=1e-9)
 MAP = FilterConfig()
 T_S = 70.0
 
@@ -339,7 +341,8 @@ def at_begin(state: FilterState) -> FilterState:
     """The state with the spread that a map with errors has."""
     P = state.covariance.clone()
     P[:, MAP_SHIFT, MAP_SHIFT] = MAP.map_shift_sigma_m**2 * torch.eye(2, dtype=F64)
-    P[:, MAP_LOCAL, MAP_LOCAL] = MAP.map_sigma_m**2
+    # The lander hangs upright: its beam meets the ground at the nadir.
+    P[:, MAP_LOCAL : MAP_BEAM + 1, MAP_LOCAL : MAP_BEAM + 1] = MAP.map_sigma_m**2
     return replace(state, covariance=P)
 
 
