@@ -27,11 +27,13 @@ from tnav.navigate.filter import (
 from tnav.navigate.map_error import (
     Way,
     carried,
+    extrapolated_m2,
     mean_kept,
     mean_share,
     places_m,
     rescaled,
     root_of,
+    side_kept,
     travel,
     travelled,
 )
@@ -54,9 +56,9 @@ EARLY, LATE = 1.0, 1.85
 ACROSS = -0.6  # horizontal deceleration along x
 POSITION_SIGMA_M, VELOCITY_SIGMA_M_S, ATTITUDE_SIGMA_RAD = 100.0, 0.5, 3e-4
 STAR_SIGMA_RAD = 1.7e-4
-GROUND_SIGMA_M = (
-    2.0  # what one image alone knows of the map's error under the lander, less its mean
-)
+# What one image alone knows of the map's error under the lander, less its mean: 0.6 m at 2.2 km and
+# so much better coming down that each image is heard, even after one of 5 s before.
+GROUND_SIGMA_M, GROUND_FROM_M, GROUND_POWER = 0.6, 2200.0, 3.0
 FOOTPRINT = 2 * math.tan(math.radians(22.5))  # side of the ground in view over height: 45 deg
 WAVES = 64  # cosines of a smooth map error
 SPEC = AltimeterSpec(
@@ -160,7 +162,7 @@ class Draw:
 
     def __init__(self, batch: int, seed: int, device: str = "cpu") -> None:
         self._generator = torch.Generator().manual_seed(seed)
-        self.batch, self.device = batch, device
+        self.batch, self.seed, self.device = batch, seed, device
 
     def normal(self, *shape: int) -> Tensor:
         return torch.randn(self.batch, *shape, generator=self._generator, dtype=F64).to(self.device)
@@ -200,6 +202,7 @@ class MapTruth:
         self.local_m = config.map_sigma_m * draw.normal()
         self.beam_m, self.mean_m = self.local_m, torch.zeros_like(self.local_m)
         self.side_m = torch.zeros_like(self.shift_m)
+        self._beside = Draw(draw.batch, draw.seed + 7000, draw.device)  # its own source
 
     def travel(self, state: FilterState, here: Instant) -> FilterState:
         """Over the ground since the last time; a first-order error takes the filter's own step."""
@@ -219,13 +222,16 @@ class MapTruth:
 
     def rescale(self, state: FilterState, share_m2: Tensor, side_m2: Tensor) -> None:
         """To a fix's footprint; the filter does it by itself when it takes the fix."""
-        self._sideways(state, side_m2, torch.ones_like(side_m2))
+        self._sideways(state, side_m2, side_kept(state.map_side_variance_m2, side_m2))
         if not self._smooth:
             sigma_m = self._config.map_sigma_m
+            lengths_m = self._config.fix_floor_sigma_m, self._config.map_correlation_m
             after_m2 = mean_share(share_m2, sigma_m)
             apart_m = (state.map_places_m[:, 1] - state.map_places_m[:, 0]).norm(dim=-1)
             apart = apart_m / self._config.map_correlation_m
-            self._step(*rescaled(state.map_mean_variance_m2, after_m2, sigma_m, apart))
+            own_m2 = extrapolated_m2(state.map_footprint_m, *lengths_m)
+            before_m2 = state.map_mean_variance_m2
+            self._step(*rescaled(before_m2, after_m2, sigma_m, apart, own_m2))
 
     def _look(self, here: Instant) -> None:
         """The field under the lander and where the beam meets the map, and the mean around."""
@@ -244,7 +250,7 @@ class MapTruth:
 
     def _sideways(self, state: FilterState, after_m2: Tensor, correlation: Tensor) -> None:
         factor, news_m2 = carried(state.map_side_variance_m2, after_m2, correlation)
-        news_m = news_m2.clamp_min(0.0).sqrt()[:, None] * self._draw.normal(2)
+        news_m = news_m2.clamp_min(0.0).sqrt()[:, None] * self._beside.normal(2)
         self.side_m = factor[:, None] * self.side_m + news_m
 
     def _step(self, F: Tensor, Q: Tensor) -> None:
@@ -434,10 +440,11 @@ def _fix(
     available = torch.full((draw.batch,), seen).to(draw.device)
     state, vision = update_vision(state, fix, available, R_B_C.to(draw.device), config)
     # The solver's posterior of local - mean: the field's prior and the image together.
-    alone_m = chart.local_m - chart.mean_m + GROUND_SIGMA_M * draw.normal()
+    sigma_m = GROUND_SIGMA_M * (height_m / GROUND_FROM_M) ** GROUND_POWER
+    alone_m = chart.local_m - chart.mean_m + sigma_m * draw.normal()
     prior_m2 = config.map_sigma_m**2 - mean_share(share_m2, config.map_sigma_m)
-    variance_m2 = 1 / (1 / prior_m2 + 1 / GROUND_SIGMA_M**2)
-    error_m = alone_m * variance_m2 / GROUND_SIGMA_M**2
+    variance_m2 = 1 / (1 / prior_m2 + 1 / sigma_m**2)
+    error_m = alone_m * variance_m2 / sigma_m**2
     state, ground = update_ground(state, error_m, variance_m2, available, config)
     return state, vision, ground
 

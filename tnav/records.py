@@ -258,6 +258,7 @@ class FaultKind(StrEnum):
     NOT_FUSED = "not_fused"  # good ranges that navigation does not take
     TERRAIN = "terrain"  # altimeter and vision agree against state and map: the ground differs
     VISION_INCONSISTENT = "vision_inconsistent"  # altimeter and state agree against it
+    VISION_ABSENT = "vision_absent"  # images were taken, and no fix came
     INERTIAL = "inertial"  # at its limit, silent, or both others disagree with it sideways too
     SPURIOUS_EVENT = "spurious_event"  # a touchdown high above the ground
     UNDECIDED = "undecided"  # both disagree with the state: no third witness

@@ -51,6 +51,8 @@ def scored():
         first_kind=torch.tensor([right, wrong, 0, right, 0]),
     )
     one.integrity.alert_limit_m = tensor(10.0, -10.0, NAN, 10.0, NAN)
+    assert one.detectable is not None
+    one.detectable.exceeded = torch.tensor([True, True, True, True, True])
     one.integrity.looks[2, int(Stanford.HAZARDOUS)] = 1.0
     return score(one, "bias")
 
@@ -58,6 +60,7 @@ def scored():
 def test_each_descent_is_scored_once(scored) -> None:
     assert scored.begun.tolist() == [True, True, True, True, False]
     assert scored.alerted.tolist() == [True, True, False, False, False]
+    assert scored.sized.tolist() == [True, True, True, False, False]
     assert scored.in_time.tolist() == [True, False, False, False, False]
     assert scored.early.tolist() == [False, False, False, True, False]
     assert scored.right.tolist() == [True, False, False, True, False]
@@ -73,7 +76,10 @@ def test_rows_say_of_how_many(scored) -> None:
     right = rows["bias: right verdict of those named"]
     assert (right.value, right.n) == (2, 3)
     totals = _total_rows(scored, "cpu")
-    assert [row.passed for row in totals] == [False, False, False]
+    assert [row.passed for row in totals] == [None, False, False, False]
+    assert (totals[1].value, totals[1].n) == (round(1 / 3, 4), 3)
+    sized = rows["bias: ... of those larger than detectable"]
+    assert (sized.value, sized.n, sized.passed) == (1, 3, False)
 
 
 def test_every_kind_of_the_catalogue_has_its_verdict() -> None:

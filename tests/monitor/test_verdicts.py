@@ -36,7 +36,7 @@ NOW_S = 20.0
 # Detectors by the name of their evidence: field of the watch, its flag (None: its alarm).
 ON_RANGES = ("range_count", "range_shift", "jump", "ramp", "range_scatter")
 ON_FIXES, ON_UNIT = ("fix_count", "fix_shift"), ("inertial", "star_shift")
-ALONE = ("absence", "stuck", "unfused", "apart")
+ALONE = ("absence", "blindness", "stuck", "unfused", "apart")
 
 
 def row(value: float | bool | int) -> Tensor:
@@ -75,6 +75,11 @@ def said(**what: object) -> Watch:
             watch = replace(watch, absence=replace(alarmed(watch.absence, 10.0), kind=kind))
         else:
             watch = replace(watch, **{name: row(value)})
+    doubted_s = [float(what[name]) for name in (*ON_RANGES, "apart") if name in what]
+    if doubted_s and "ranges_s" not in what:
+        watch = replace(watch, ranges_s=row(max(doubted_s)))
+    if not bool(watch.fix_agrees) and "fix_off_s" not in what:
+        watch = replace(watch, fix_off_s=watch.fix_s)
     return watch
 
 
@@ -136,15 +141,23 @@ def test_altimeter_is_accused_once_vision_has_spoken_since(name: str) -> None:
     assert verdict(**{name: 10.0}, fix_agrees=False) is FaultKind.UNDECIDED
 
 
-def test_a_fix_counts_as_one_since_when_it_follows_every_onset() -> None:
-    """A ramp that is fitted to a jump begins long before it: the latest onset counts."""
-    assert verdict(jump=10.9, ramp=5.0) is FaultKind.ALTIMETER_INCONSISTENT
-    assert verdict(jump=11.1, ramp=5.0) is FaultKind.UNDECIDED
-    assert verdict(apart=5.0, jump=11.1) is FaultKind.UNDECIDED
+def test_a_fix_counts_as_one_since_when_it_follows_the_doubt() -> None:
+    """Not the onset, which an excursion by chance may put before an image of ground as it was."""
+    first = decide(said(range_shift=9.0, ranges_s=math.nan), 11.5)
+    assert kind_of(first) is FaultKind.UNDECIDED
+    assert float(first.ranges_s) == 11.5
+    again = decide(replace(first, change=said(jump=12.0).change), 12.5)
+    assert float(again.ranges_s) == 11.5  # doubted all the while
+    assert kind_of(again) is FaultKind.UNDECIDED
+    for fix_s, kind in (
+        (11.49, FaultKind.UNDECIDED),
+        (11.51, FaultKind.ALTIMETER_INCONSISTENT),
+    ):
+        assert kind_of(decide(replace(again, fix_s=row(fix_s)), 13.0)) is kind
+    over = decide(replace(first, range_shift=said().range_shift), 13.0)
+    assert bool(over.ranges_s.isnan())
     found = evidence_of(joined([said(jump=11.1, ramp=5.0, fix_count=12.0), said(apart=5.0)]))
-    assert found.range_onset_s[:1].tolist() == [11.1]
     assert found.onset_s.tolist() == [5.0, 5.0]
-    assert bool(found.range_onset_s[1].isnan())
     assert bool(evidence_of(said()).onset_s.isnan())
 
 
@@ -301,12 +314,83 @@ def test_absence_ends_when_ranges_come_and_another_verdict_may_follow() -> None:
     assert kind_of(watch) is FaultKind.LATE_ACQUISITION
     watch = decide(replace(watch, absence=said().absence), 13.0)
     assert kind_of(watch) is FaultKind.HEALTHY
-    watch = decide(replace(watch, change=said(jump=11.0).change), 18.0)
+    seen = replace(watch, change=said(jump=17.0).change, fix_s=row(18.0))
+    watch = decide(seen, 18.0)
     assert kind_of(watch) is FaultKind.ALTIMETER_INCONSISTENT
     # What was first stays.
     assert KINDS[int(watch.first_kind)] is FaultKind.LATE_ACQUISITION
     assert float(watch.onset_s) == 10.0
     assert float(watch.alert_s) == float(watch.named_s) == 10.5
+
+
+@pytest.mark.parametrize(
+    ("fix_s", "agrees", "t_s", "kind"),
+    [
+        (10.0, True, 10.5, FaultKind.DROPOUT),  # seen since the first miss, at 10 s
+        (10.0, False, 30.0, FaultKind.UNDECIDED),  # the ground may have fallen out of reach
+        (9.9, True, 17.9, FaultKind.UNDECIDED),  # not yet heard: vision is waited for ...
+        (9.9, True, 18.1, FaultKind.DROPOUT),  # ... for 8 s
+        (-math.inf, False, 10.5, FaultKind.DROPOUT),  # it never spoke
+    ],
+)
+def test_vision_is_asked_before_ranges_are_called_lost(
+    fix_s: float, agrees: bool, t_s: float, kind: FaultKind
+) -> None:
+    what = {"outage": Outage.DROPOUT, "fix_s": fix_s, "fix_agrees": agrees}
+    watch = decide(said(**what, range_s=9.9), t_s)
+    assert kind_of(watch) is kind
+    assert float(watch.alert_s) == t_s  # somebody is in doubt at once
+    # A range that comes back as told says that the ground is where it was; an old one does not.
+    back = kind_of(decide(said(**what, range_s=t_s), t_s))
+    assert back is (FaultKind.UNDECIDED if kind is not FaultKind.DROPOUT and not agrees else
+                    FaultKind.DROPOUT)  # fmt: skip
+    blind = decide(said(**what, range_s=9.9, blind=True), t_s)
+    assert kind_of(blind) is (kind if fix_s == 10.0 else FaultKind.DROPOUT)
+
+
+def test_ranges_that_the_ground_has_left_are_no_fault_of_the_altimeter() -> None:
+    """A fix since the first miss, at 10 s, puts the ground farther than the altimeter goes."""
+    gone = {"outage": Outage.DROPOUT, "fix_agrees": False, "range_s": 9.9, "range_up_m": 5.0}
+    for fix_s, up_m, kind in (
+        (10.0, 400.1, FaultKind.TERRAIN),
+        (10.0, 399.9, FaultKind.UNDECIDED),
+        (10.0, -400.1, FaultKind.UNDECIDED),
+        (9.9, 400.1, FaultKind.UNDECIDED),
+    ):
+        watch = decide(said(**gone, reach_m=400.0, fix_s=fix_s, fix_up_m=up_m), 17.0)
+        assert kind_of(watch) is kind
+        if kind is FaultKind.TERRAIN:
+            assert float(watch.size_m) == up_m
+    # One fix of then that was off is enough: that the filter has followed them since is no word.
+    followed = said(outage=Outage.DROPOUT, range_s=9.9, fix_s=15.0, fix_off_s=10.0)
+    assert kind_of(decide(followed, 30.0)) is FaultKind.UNDECIDED
+    assert kind_of(decide(replace(followed, fix_off_s=row(9.9)), 30.0)) is FaultKind.DROPOUT
+
+
+def test_a_fix_that_was_taken_is_judged_by_ranges_since() -> None:
+    """The filter without altimeter moved at 12 s, to a fix of 11.5 s that was off."""
+    moved = {"fix_count": 11.6, "fix_agrees": False, "fix_s": 11.5, "followed": True,
+             "doubted": True, "moved_s": 12.0}  # fmt: skip
+    for range_s, up_m, kind in (
+        (12.0, 0.0, FaultKind.TERRAIN),
+        (12.0, 99.0, FaultKind.VISION_INCONSISTENT),
+        (11.9, 0.0, FaultKind.VISION_INCONSISTENT),  # it speaks of the state before
+        (11.4, 0.0, FaultKind.UNDECIDED),
+    ):
+        assert verdict(12.3, **moved, range_s=range_s, range_up_m=up_m) is kind
+
+
+def test_lost_fixes_are_named_until_they_come() -> None:
+    watch = decide(said(blindness=10.0), 10.5)
+    assert kind_of(watch) is FaultKind.VISION_ABSENT
+    assert float(watch.onset_s) == 10.0
+    assert kind_of(decide(replace(watch, blindness=said().blindness), 13.0)) is FaultKind.HEALTHY
+
+
+def test_a_range_from_before_the_image_does_not_speak_for_the_ground() -> None:
+    off = {"fix_count": 15.0, "fix_agrees": False, "fix_up_m": 900.0}
+    assert verdict(**off, fix_s=19.5, range_s=19.5) is FaultKind.VISION_INCONSISTENT
+    assert verdict(**off, fix_s=19.5, range_s=19.4) is FaultKind.UNDECIDED
 
 
 def test_absence_gives_way_to_what_weighs_more_and_to_doubt() -> None:
@@ -391,6 +475,7 @@ def evidence(draw: st.DrawFn) -> dict:
         "range_up_m": draw(st.sampled_from([0.0, 12.0, 175.0, 225.0, 240.0, -200.0])),
         "fix_across_sigma": draw(st.sampled_from([0.0, 4.9, 5.1])),
         "range_s": draw(st.sampled_from([-math.inf, 18.9, 19.1, 20.0])),
+        "reach_m": draw(st.sampled_from([math.inf, 100.0])),
         "blind": draw(st.sampled_from([False, False, True])),
         "doubted": draw(st.sampled_from([False, False, True])),
         "followed": draw(st.sampled_from([False, False, True])),
@@ -401,7 +486,7 @@ def evidence(draw: st.DrawFn) -> dict:
 def by_the_table(x: dict) -> FaultKind:
     """The verdict in plain words, strongest first."""
     on_ranges = [x[n] for n in ("jump", "range_scatter", "range_shift") if n in x]
-    since_s = max(on_ranges) if on_ranges else x.get("apart", math.inf)
+    since_s = max([*on_ranges, x.get("apart", -math.inf)])
     spoke = x["fix_s"] >= since_s or (x["blind"] and x["fix_s"] > -math.inf)
     agrees = x["fix_agrees"]
     fresh = x["range_s"] >= 19.0
@@ -418,19 +503,22 @@ def by_the_table(x: dict) -> FaultKind:
     if "unfused" in x:
         return FaultKind.NOT_FUSED
     doubt = on_ranges or "apart" in x or "fix_count" in x
+    seen_since = x["fix_s"] >= 10.0  # the first miss
     if off and not agrees and alike and doubt:
         return FaultKind.INERTIAL if sideways else FaultKind.TERRAIN
+    if "outage" in x and seen_since and not agrees and x["fix_up_m"] > x["reach_m"]:
+        return FaultKind.TERRAIN
     if (on_ranges or "apart" in x) and spoke and agrees and not x["doubted"]:
         only_noise = "range_scatter" in x and not {"jump", "range_shift"} & set(x)
         return FaultKind.ALTIMETER_NOISE if only_noise else FaultKind.ALTIMETER_INCONSISTENT
     if "fix_count" in x and not agrees and as_expected:
         return FaultKind.VISION_INCONSISTENT
-    if x["followed"] and agrees and "fix_count" not in x and (off or as_expected):
+    if x["followed"] and agrees and (off or as_expected):
         return FaultKind.VISION_INCONSISTENT if off else FaultKind.TERRAIN
-    if "outage" in x:
+    if "outage" in x and (agrees or not seen_since):
         late = x["outage"] is Outage.LATE_ACQUISITION
         return FaultKind.LATE_ACQUISITION if late else FaultKind.DROPOUT
-    return FaultKind.UNDECIDED if doubt else FaultKind.HEALTHY
+    return FaultKind.UNDECIDED if doubt or "outage" in x else FaultKind.HEALTHY
 
 
 @settings(max_examples=30, deadline=None)

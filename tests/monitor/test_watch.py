@@ -32,6 +32,7 @@ SPEC = AltimeterSpec((0.0, 0.0, -1.0), 3000.0, 0.99, 30.0, 0.3, 1e-3, 10.0)
 SAMPLES = DescentSamples(altimeter=1200, vision=30, star_tracker=450, inertial=9000)
 TUNING = Tuning(kinematic_window=10, change_window=16)
 WINDOW = TUNING.kinematic_window
+IMAGED = torch.tensor([True])
 SETUP = WatchSetup(
     spec=SPEC,
     thresholds=thresholds(Rates(), SAMPLES, TUNING),
@@ -161,12 +162,12 @@ def test_a_range_beside_the_map_changes_no_separation() -> None:
 
 def test_a_fix_that_is_absent_changes_nothing() -> None:
     there = innovation(5.0, Sensor.VISION, torch.full((1, 6), 3.0, dtype=F64))
-    watch = watch_fix(fresh(), 4.5, there, SETUP)
+    watch = watch_fix(fresh(), 4.5, there, IMAGED, SETUP)
     assert changed(fresh(), watch) >= {".fix_s", ".fix_up_m", ".fix_across_sigma", ".fix_sigma_m"}
     no = torch.tensor([False])
     for z in (7.0, math.nan):
         absent = innovation(10.0, Sensor.VISION, torch.full((1, 6), z, dtype=F64), 9.0, no)
-        assert changed(watch, watch_fix(watch, 9.5, absent, SETUP)) == set()
+        assert changed(watch, watch_fix(watch, 9.5, absent, ~IMAGED, SETUP)) == set()
 
 
 def test_stars_and_increments_that_are_absent_change_nothing() -> None:
@@ -184,12 +185,26 @@ def test_stars_and_increments_that_are_absent_change_nothing() -> None:
     assert changed(watch, after) == set()
 
 
+def test_images_without_a_fix_are_missed_where_there_were_images() -> None:
+    """At 0.97 against 0.3 a miss counts ln(0.7 / 0.03); 30 images, 5e-5: five in a row."""
+    none = torch.full((1, 6), math.nan, dtype=F64)
+    no = torch.tensor([False])
+    for imaged, alarms in ((IMAGED, [False] * 4 + [True]), (~IMAGED, [False] * 5)):
+        watch, heard = fresh(), []
+        for i in range(5):
+            t_s = 5.0 * i
+            lost = innovation(t_s, Sensor.VISION, none, present=no)
+            watch = watch_fix(watch, t_s - 0.5, lost, imaged, SETUP)
+            heard.append(bool(watch.blindness.alarm))
+        assert heard == alarms
+
+
 # The witness --------------------------------------------------------------------------------------
 
 
 def test_what_is_kept_of_a_fix() -> None:
     z = torch.tensor([[1.0, -4.0, 2.5, 0.5, 0.0, 0.0]], dtype=F64)
-    watch = watch_fix(fresh(), 4.5, innovation(5.0, Sensor.VISION, z, 3.0), SETUP)
+    watch = watch_fix(fresh(), 4.5, innovation(5.0, Sensor.VISION, z, 3.0), IMAGED, SETUP)
     assert float(watch.fix_s) == 4.5  # of its exposure, not of its delivery
     assert float(watch.fix_up_m) == pytest.approx(7.5)
     assert float(watch.fix_sigma_m) == pytest.approx(3.0)
@@ -200,7 +215,7 @@ def test_what_is_kept_of_a_fix() -> None:
 def test_a_fix_agrees_under_its_limit(nis: float, agrees: bool) -> None:
     z = torch.zeros(1, 6, dtype=F64)
     z[0, 4] = nis**0.5
-    watch = watch_fix(fresh(), 4.5, innovation(5.0, Sensor.VISION, z), SETUP)
+    watch = watch_fix(fresh(), 4.5, innovation(5.0, Sensor.VISION, z), IMAGED, SETUP)
     assert bool(watch.fix_agrees) is agrees
     assert not bool(fresh().fix_agrees)  # silence is no consent
 
@@ -216,7 +231,7 @@ def test_only_a_fix_over_the_gate_that_was_taken_is_followed(
     z[0, 2] = nis**0.5
     own = innovation(5.0, Sensor.VISION, z)
     own = replace(own, fused=torch.tensor([fused]))
-    assert watch_fix(fresh(), 4.5, own, SETUP).followed.tolist() == [followed]
+    assert watch_fix(fresh(), 4.5, own, IMAGED, SETUP).followed.tolist() == [followed]
 
 
 def test_what_is_kept_of_a_range() -> None:
@@ -362,7 +377,9 @@ def flown(
         if i % 10 == 0:
             z = normal(6)
             z[:, 2] += torch.where(((who == 1) | (who == 2)) & failing, STEP, 0.0)
-            watch = watch_fix(watch, t_s - 0.3, sent(innovation(t_s, Sensor.VISION, z)), SETUP)
+            fix, imaged = innovation(t_s, Sensor.VISION, z), torch.ones(LANES, dtype=torch.bool)
+            fix = replace(fix, fused=fix.nis < SETUP.gate_nis)
+            watch = watch_fix(watch, t_s - 0.3, sent(fix), sent(imaged), SETUP)
         off = torch.where(((who == 0) | (who == 2)) & failing, STEP, 0.0)
         valid = ~((who == 3) & failing)
         now = look(

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from tnav.evaluate.descent_plan import Descent, told_of
+from tnav.evaluate.flight_detectable import Detectable, Readings
 from tnav.evaluate.flight_faults import Injection
 from tnav.evaluate.flight_ground import Exposure, Ground, map_agl_m
 from tnav.evaluate.flight_integrity import IntegrityLog
@@ -25,6 +26,7 @@ from tnav.evaluate.flight_start import footprint_per_m, start
 from tnav.evaluate.scenario import Scenario
 from tnav.evaluate.world import R_B_C
 from tnav.geometry.moon import altitude_m
+from tnav.monitor.watch import RangeLook
 from tnav.navigate.altimetry import (
     agl_sigma_m,
     over_map_L,
@@ -121,13 +123,16 @@ class Flight:
         self.faults = Injection(faults, batch, seeds.fault, device)
         self.integrity = IntegrityLog(batch, device)
         self.monitor: FlightMonitor | None = None
+        self.detectable: Detectable | None = None
         if monitor is not Monitoring.OFF:
             acts = monitor is Monitoring.ACTS
             self.monitor = FlightMonitor(
                 descent, self.state, terrain_map, self.config, self.frame, acts
             )
+            self.detectable = Detectable(self.monitor.setup, batch, device)
         self.log = FlightLog(batch, device, keep)
         self.after_step: Callable[[], None] | None = None  # who looks on
+        self.after_range: Callable[[RangeLook], None] | None = None
 
     def fly(self, progress: Progress) -> FlightLog:
         """From orbit until all are down, or the longest duration is over."""
@@ -226,10 +231,11 @@ class Flight:
         if k % self.descent.steps(timing.interval_s) == 0:
             self._expose(k + round(timing.latency_s / self.descent.step_s))
         if self.pending is not None and self.pending.due == k:
-            exposure, star = self.pending.exposure, self.pending.star
+            exposure, star, imaged = self.pending.exposure, self.pending.star, self.pending.imaged
             self.pending = None
             if self.monitor is not None:
-                self.monitor.fix(exposure, star.t_s)
+                own = self.monitor.fix(exposure, star.t_s, imaged)
+                self._fix_faults(own, imaged)
                 heard = exposure.available & ~self.monitor.blame.vision
                 exposure = replace(exposure, available=heard)
             if self.descent.tight_vision:
@@ -248,6 +254,15 @@ class Flight:
             )
             self.log.innovation(innovation, self.lander)
 
+    def _fix_faults(self, own: Innovation, imaged: Bool[Tensor, " b"]) -> None:
+        sigma_m = own.covariance.diagonal(dim1=-2, dim2=-1)[:, :3].sqrt()
+        done = self.faults.fixes
+        if done is not None and self.detectable is not None:
+            in_time = self.integrity.in_time
+            self.detectable.fixes(
+                done.error_L, done.map_step_L, sigma_m, done.lost, imaged, in_time
+            )
+
     def _expose(self, due: int) -> None:
         agl, seeing = self.expected_agl_m()[0], self.descent.seeing
         upright = self.state.R_L_B[:, 2, 2] > math.cos(math.radians(seeing.tilt_max_deg))
@@ -261,10 +276,8 @@ class Flight:
         stars = read_attitude(
             self.descent.star_tracker, self.lander.R_L_B, self.noise["star_tracker"]
         )
-        t_s, seen_from_L = (
-            self.state.t_s,
-            self.faults.looks_from_L(self.state.t_s, self._seen_from_L()),
-        )
+        t_s, truly_L = self.state.t_s, self._seen_from_L()
+        seen_from_L = self.faults.looks_from_L(t_s, truly_L)
         exposure = self.ground.expose(
             t_s,
             seen_from_L,
@@ -275,12 +288,13 @@ class Flight:
         )
         if self.faults.any:
             agl_m = self.ground.agl_m(seen_from_L)
-            exposure = self.faults.exposure(t_s, exposure, seen_from_L, agl_m)
+            offset_L = seen_from_L - truly_L
+            exposure = self.faults.exposure(t_s, exposure, seen_from_L, offset_L, agl_m)
         self.log.exposure(exposure, wanted)
         star = StarTrackerReading(
             self.state.t_s, stars, math.radians(self.descent.star_tracker.sigma_deg)
         )
-        self.pending = _Pending(due, _where(exposure, wanted), star)
+        self.pending = _Pending(due, exposure.where(wanted), star, wanted)
 
     def _tight(
         self, exposure: Exposure, star: StarTrackerReading
@@ -310,7 +324,7 @@ class Flight:
         beam = beam_L(self.altimeter_errors, self.lander.R_L_B)
         t_s = self.state.t_s
         true = self.ground.ranges(self.faults.looks_from_L(t_s, read_from_L), beam)
-        range_m, valid = read_ranges(
+        healthy = read_ranges(
             altimeter,
             self.altimeter_errors,
             true.range_m,
@@ -318,7 +332,7 @@ class Flight:
             true.hit & ~self.lander.landed,
             self.noise["altimeter"],
         )
-        range_m, valid = self.faults.ranges(t_s, range_m, valid, true, self.lander, beam, altimeter)
+        range_m, valid = self.faults.ranges(t_s, *healthy, true, self.lander, beam, altimeter)
         delivered = AltimeterReading(t_s, range_m, valid)
         given = self.faults.fused(t_s, valid)
         if self.monitor is not None and self.monitor.acts:
@@ -336,7 +350,12 @@ class Flight:
             self.state, reading, prediction, H, self.spec, self.config
         )
         if self.monitor is not None:
-            self.monitor.range(delivered, innovation, self._view(agl_m), relief_m2, age_s)
+            look = self.monitor.range(delivered, innovation, self._view(agl_m), relief_m2, age_s)
+            if self.after_range is not None:
+                self.after_range(look)
+            if self.detectable is not None:
+                read, in_time = Readings(range_m, valid), self.integrity.in_time
+                self.detectable.ranges(Readings(*healthy), read, true, look.alone, in_time)
         self.log.innovation(innovation, self.lander)
 
     def _switch(
@@ -390,13 +409,4 @@ class _Pending:
     due: int  # step
     exposure: Exposure
     star: StarTrackerReading  # at the exposure
-
-
-def _where(exposure: Exposure, wanted: Bool[Tensor, " b"]) -> Exposure:
-    return Exposure(
-        exposure.fix,
-        exposure.available & wanted,
-        exposure.ground_error_m,
-        exposure.ground_variance_m2,
-        exposure.localisation,
-    )
+    imaged: Bool[Tensor, " b"]  # who took one

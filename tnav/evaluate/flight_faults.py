@@ -6,7 +6,7 @@ from which a lander looks at the ground, and the ground itself stays as it is.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float64
@@ -30,6 +30,15 @@ from tnav.simulate.faults import Fault
 from tnav.simulate.lander import LanderState
 
 
+@dataclass(frozen=True, slots=True)
+class FixEffects:
+    """What faults did to the last image."""
+
+    lost: Bool[Tensor, " b"]
+    error_L: Float64[Tensor, "b 3"]  # of the camera, m
+    map_step_L: Float64[Tensor, "b 3"]  # of map and ground, since the image before
+
+
 class Injection:
     """The faults of a batch in flight; without any it hands through what it is given."""
 
@@ -49,6 +58,8 @@ class Injection:
         self.state = before_faults(self.bank)
         self._last: tuple[Tensor, Tensor] | None = None  # increments that were read
         self._thrust_scale: Tensor | None = None
+        self._looked_L: Tensor | None = None  # offset of the last image's place
+        self.fixes: FixEffects | None = None
 
     @property
     def any(self) -> bool:
@@ -141,6 +152,7 @@ class Injection:
         t_s: float,
         exposure: Exposure,
         seen_from_L: Float64[Tensor, "b 3"],
+        offset_L: Float64[Tensor, "b 3"],
         agl_m: Float64[Tensor, " b"],
     ) -> Exposure:
         """What cameras with these faults say.
@@ -148,7 +160,8 @@ class Injection:
         Args:
             t_s: of the exposure.
             exposure: of healthy cameras.
-            seen_from_L: true places, from which errors of fixes count.
+            seen_from_L: places that are seen, from which errors of fixes count.
+            offset_L: of these from the true ones.
             agl_m: true heights over the ground.
         """
         if not self.any:
@@ -156,6 +169,10 @@ class Injection:
         found = faulty_fix(self.bank, self.state, t_s, agl_m)
         error_L = found.error_scale[:, None] * (exposure.fix.position_L - seen_from_L)
         fix = replace(exposure.fix, position_L=seen_from_L + error_L + found.offset_L)
+        error_L = fix.position_L - exposure.fix.position_L
+        step_L = offset_L if self._looked_L is None else offset_L - self._looked_L
+        self._looked_L = offset_L
+        self.fixes = FixEffects(found.lost, error_L, step_L)
         return replace(exposure, fix=fix, available=exposure.available & ~found.lost)
 
     def contact(self, t_s: float, contact: Bool[Tensor, " b"]) -> Bool[Tensor, " b"]:

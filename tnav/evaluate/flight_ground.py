@@ -7,7 +7,7 @@ was fitted to image runs. So one terrain serves thousands of descents.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -26,11 +26,13 @@ from tnav.navigate.altimetry import beam_offset_m
 from tnav.navigate.map_error import (
     Way,
     carried,
+    extrapolated_m2,
     mean_kept,
     mean_share,
     places_m,
     rescaled,
     root_of,
+    side_kept,
     travelled,
 )
 from tnav.records import FixStatus, VisionFix
@@ -61,6 +63,10 @@ class Exposure:
     ground_error_m: Float64[Tensor, " b"]
     ground_variance_m2: Float64[Tensor, " b"]
     localisation: Localisation | None  # of a rendered image
+
+    def where(self, wanted: Bool[Tensor, " b"]) -> "Exposure":
+        """The same, for some descents only."""
+        return replace(self, available=self.available & wanted)
 
 
 @runtime_checkable
@@ -199,8 +205,9 @@ class ModelGround:
         apart_m = (self._places_m[:, 1] - self._places_m[:, 0]).norm(dim=-1)
         apart = apart_m / self._correlation_m
         side_m2 = draw.map_position_covariance.diagonal(dim1=-2, dim2=-1)[:, :2].mean(-1)
-        self._move_sideways(side_m2, torch.ones_like(side_m2))
-        self._move(*rescaled(self._mean_m2, share_m2, self._sigma_m, apart))
+        self._move_sideways(side_m2, side_kept(self._side_m2, side_m2))
+        own_m2 = extrapolated_m2(self._footprint_per_m * agl_m, self._floor_m, self._correlation_m)
+        self._move(*rescaled(self._mean_m2, share_m2, self._sigma_m, apart, own_m2))
         self._mean_m2, self._imaged_m = share_m2, position_L[:, :2]
         common = torch.randn(len(agl_m), 2, generator=self._fixes, dtype=torch.float64)
         across_m = self.shift_m + self.side_m + self._floor_m * common.to(self._device)

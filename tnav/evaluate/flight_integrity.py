@@ -28,6 +28,7 @@ class IntegrityLog:
     alert_limit_m: Float64[Tensor, " b"] = field(init=False)  # at the alert; NaN without
     alert_agl_m: Float64[Tensor, " b"] = field(init=False)
     alert_margin_s: Float64[Tensor, " b"] = field(init=False)  # until the point of no return
+    no_return_s: Float64[Tensor, " b"] = field(init=False)  # first time too low to stop; inf: none
     seen: Bool[Tensor, " b"] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -35,6 +36,12 @@ class IntegrityLog:
         never = torch.full((self.batch,), math.nan, dtype=torch.float64, device=self.device)
         self.alert_limit_m = self.alert_agl_m = self.alert_margin_s = never
         self.seen = torch.zeros(self.batch, dtype=torch.bool, device=self.device)
+        self.no_return_s = torch.full_like(never, math.inf)
+
+    @property
+    def in_time(self) -> Bool[Tensor, " b"]:
+        """Who could still stop before the ground at the last look."""
+        return self.no_return_s.isinf()
 
     def look(
         self,
@@ -63,6 +70,9 @@ class IntegrityLog:
         classes = stanford(agl_error_m, watch.protection_m, limit.limit_m, alert)
         one = torch.nn.functional.one_hot(classes, len(Stanford)) * usable[:, None]
         self.looks = self.looks + one
+        too_low = flown & (limit.limit_m <= 0)
+        gone_s = torch.where(too_low, state.t_s, math.inf)
+        self.no_return_s = torch.minimum(self.no_return_s, gone_s)
         first = alert & ~self.seen & flown
         self.seen = self.seen | alert
         self.alert_limit_m = torch.where(first, limit.limit_m, self.alert_limit_m)

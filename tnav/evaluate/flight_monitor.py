@@ -5,6 +5,7 @@ where it names vision or the ground, with a height that the next readings set an
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -122,6 +123,7 @@ class FlightMonitor:
             frame: of L.
             acts: verdicts change what navigation hears; otherwise they are written down.
         """
+        self._descent = descent
         self.setup, self.acts = watch_setup(descent, gate_probability=config.gate_probability), acts
         self.spec, self.config, self.frame, self.map = self.setup.spec, config, frame, terrain_map
         self.dt_s, self.batch = descent.step_s, len(state.position_L)
@@ -129,27 +131,42 @@ class FlightMonitor:
         self._unread = torch.zeros_like(state.map_mean_m)  # steps, of those that count already
         self.alone = state
         self.watch = Watch.fresh(self.batch, self.setup.tuning, terrain_map.device)
+        self.others: list[tuple[Watch, WatchSetup]] = []  # at other rates; nobody acts on them
         self.blame = self._blame()
 
     def propagate(self, increments: InertialIncrements, thrusting: Bool[Tensor, " b"]) -> None:
         """One step."""
         self.alone = propagate(self.alone, increments, self.frame, self.config)
-        self.watch = watch_increments(
-            self.watch, increments.t_s, increments.dt_s, increments.delta_v_B,
-            increments.delta_theta_B, thrusting & self.aloft, self.setup,
+        burning = thrusting & self.aloft
+        self._each(
+            lambda watch, setup: watch_increments(
+                watch, increments.t_s, increments.dt_s, increments.delta_v_B,
+                increments.delta_theta_B, burning, setup,
+            )
         )  # fmt: skip
+
+    def also(self, rates: Rates) -> None:
+        """Verdicts of other false-alarm rates are written down besides."""
+        setup = watch_setup(self._descent, rates, self.config.gate_probability)
+        watch = Watch.fresh(self.batch, setup.tuning, self.map.device)
+        self.others.append((watch, setup))
+
+    def _each(self, step: Callable[[Watch, WatchSetup], Watch]) -> None:
+        self.watch = step(self.watch, self.setup)
+        self.others = [(step(watch, setup), setup) for watch, setup in self.others]
 
     def stars(self, reading: StarTrackerReading) -> None:
         """One attitude."""
         self.alone, innovation = update_star_tracker(self.alone, reading, self.config)
-        self.watch = watch_stars(self.watch, self._in_flight(innovation), self.setup)
+        own = self._in_flight(innovation)
+        self._each(lambda watch, setup: watch_stars(watch, own, setup))
 
     def expose(self, view: View) -> None:
         """An exposure, with the ground as navigation has it: keeps the pose."""
         self.alone = clone(travel(self.alone, view, self.config))
 
-    def fix(self, exposure: Exposure, exposed_s: float) -> None:
-        """The fix of an image, to the sub-filter that hears vision."""
+    def fix(self, exposure: Exposure, exposed_s: float, imaged: Bool[Tensor, " b"]) -> Innovation:
+        """The fix of an image, where there was one, to the sub-filter that hears vision."""
         self.alone, own = update_vision(
             self.alone, exposure.fix, exposure.available, R_B_C, self.config
         )
@@ -160,7 +177,9 @@ class FlightMonitor:
             exposure.available,
             self.config,
         )
-        self.watch = watch_fix(self.watch, exposed_s, self._in_flight(own), self.setup)
+        seen, asked = self._in_flight(own), imaged & self.aloft
+        self._each(lambda watch, setup: watch_fix(watch, exposed_s, seen, asked, setup))
+        return own
 
     def _in_flight(self, innovation: Innovation) -> Innovation:
         """Nothing is watched on the ground, where the filter has nothing to navigate by."""
@@ -173,7 +192,7 @@ class FlightMonitor:
         view: View,
         relief_m2: Float64[Tensor, " b"] | None,
         age_s: float,
-    ) -> None:
+    ) -> RangeLook:
         """One epoch of the altimeter, to the sub-filter that hears it.
 
         Args:
@@ -182,6 +201,9 @@ class FlightMonitor:
             view: of the ground, as navigation has it.
             relief_m2: around, as navigation has it.
             age_s: of the reading.
+
+        Returns:
+            What was looked at.
         """
         self.alone = travel(self.alone, view, self.config, relief_m2)
         alone, _ = predict_range(self.alone, self.map, self.spec, self.config, age_s)
@@ -194,7 +216,8 @@ class FlightMonitor:
             alone,
             self._in_flight(own),
         )
-        self.watch = watch_range(self.watch, look, self.setup)
+        self._each(lambda watch, setup: watch_range(watch, look, setup))
+        return look
 
     def contact(
         self,
@@ -204,12 +227,13 @@ class FlightMonitor:
     ) -> Bool[Tensor, " b"]:
         """Contacts that are believed: those that the ground may be near enough for."""
         near = agl_m < _CONTACT_M + _CONTACT_SIGMA * sigma_m
-        self.watch = replace(self.watch, spurious=self.watch.spurious | (contact & ~near))
+        false = contact & ~near
+        self._each(lambda watch, _: replace(watch, spurious=watch.spurious | false))
         return contact & near if self.acts else contact
 
     def act(self, state: FilterState) -> FilterState:
         """Verdicts of now, and navigation's state after them."""
-        self.watch = decide(self.watch, state.t_s)
+        self._each(lambda watch, _: decide(watch, state.t_s))
         if not self.acts:
             return state
         before, self.blame = self.blame, self._blame()

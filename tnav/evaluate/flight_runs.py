@@ -38,7 +38,7 @@ from tnav.terrain.heightfield import Terrain
 from tnav.terrain.site import build_truth, degrade
 
 # Of the code that makes a descent what it is: raised by whoever changes the filter's workings.
-_REVISION = 3
+_REVISION = 4
 _BATCH = 500  # descents that are flown at once: more cost memory and no less time each
 
 

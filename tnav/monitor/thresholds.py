@@ -48,7 +48,8 @@ class Shares(Recipe):
     ramp: float = Field(default=0.10, gt=0)
     stuck: float = Field(default=0.05, gt=0)
     kinematic: float = Field(default=0.10, gt=0)
-    absence: float = Field(default=0.10, gt=0)
+    absence: float = Field(default=0.05, gt=0)
+    blindness: float = Field(default=0.05, gt=0)
     unfused: float = Field(default=0.05, gt=0)
     inertial: float = Field(default=0.05, gt=0)  # saturation and zeros, half each
     star_tracker: float = Field(default=0.05, gt=0)
@@ -102,6 +103,9 @@ class Tuning(Recipe):
     stuck_moved_sigma: float = Field(default=6.0, gt=0)
     detection_probability: float = Field(default=0.99, gt=0, lt=1)
     faulty_detection_probability: float = Field(default=0.1, gt=0, lt=1)
+    # Of images that were asked for, those that give a fix: well, and of a camera that fails.
+    fix_probability: float = Field(default=0.97, gt=0, lt=1)
+    faulty_fix_probability: float = Field(default=0.3, gt=0, lt=1)
     permanent_s: float = Field(default=30.0, gt=0)
     # An independent estimate agrees with a range within this; the filter's gate then rejects it by
     # chance with at most this probability. A gate that waits for another sensor's word rejects in
@@ -135,6 +139,7 @@ class Thresholds:
     stuck: StuckLimits
     kinematic: KinematicLimits
     absence: AbsenceLimits
+    blindness: AbsenceLimits  # images without a fix
     unfused: UnfusedLimits
     inertial: InertialLimits
     star_tracker: ShiftLimits
@@ -152,6 +157,8 @@ def thresholds(rates: Rates, samples: DescentSamples, tuning: Tuning | None = No
     seen, missed = absence_increments(
         tuning.detection_probability, tuning.faulty_detection_probability
     )
+    fix, no_fix = absence_increments(tuning.fix_probability, tuning.faulty_fix_probability)
+    images = float(samples.vision)
     return Thresholds(
         altimeter=sensor_limits(rates, tuning.altimeter, n, 1),
         vision=sensor_limits(rates, tuning.vision, float(samples.vision), _VISION_DEGREES),
@@ -166,6 +173,12 @@ def thresholds(rates: Rates, samples: DescentSamples, tuning: Tuning | None = No
         ),
         absence=AbsenceLimits(
             seen, missed, likelihood_threshold(n, total * shares.absence), tuning.permanent_s
+        ),
+        blindness=AbsenceLimits(
+            fix,
+            no_fix,
+            likelihood_threshold(images, total * shares.blindness),
+            tuning.permanent_s,
         ),
         unfused=UnfusedLimits(
             tuning.agrees_below_sigma,

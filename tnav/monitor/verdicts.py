@@ -1,7 +1,7 @@
 """From evidence to verdicts, for ``b`` descents at once (table of ``tnav.monitor.watch``).
 
 An alert is raised with the first evidence, undecided until its witness has spoken. A verdict that
-names somebody stands to the end; only that on absent ranges ends when they come.
+names somebody stands to the end; only those on absent ranges or fixes end when they come.
 """
 
 import math
@@ -24,8 +24,14 @@ from tnav.monitor.watch import (
 from tnav.records import FaultKind
 
 _FRESH_S = 1.0  # a range is a witness for so long
+_NOW_S = 1e-6  # rounding of one clock
+_WAIT_S = 8.0  # for vision's word on ranges that are not there
 _CODE = {kind: code for code, kind in enumerate(KINDS)}
-_ABSENT = (_CODE[FaultKind.LATE_ACQUISITION], _CODE[FaultKind.DROPOUT])
+_ABSENT = (
+    _CODE[FaultKind.LATE_ACQUISITION],
+    _CODE[FaultKind.DROPOUT],
+    _CODE[FaultKind.VISION_ABSENT],
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,6 @@ class Evidence:
     fixes: Bool[Tensor, " b"]
     inertial: Bool[Tensor, " b"]
     onset_s: Float64[Tensor, " b"]  # earliest of the alarms that stand; NaN without
-    range_onset_s: Float64[Tensor, " b"]  # latest of those on ranges; NaN without
 
 
 def evidence_of(watch: Watch) -> Evidence:
@@ -59,6 +64,7 @@ def evidence_of(watch: Watch) -> Evidence:
     ]
     alone = [
         (watch.absence.alarm, watch.absence.onset_s),
+        (watch.blindness.alarm, watch.blindness.onset_s),
         (watch.stuck.alarm, watch.stuck.onset_s),
         (watch.unfused.alarm, watch.unfused.onset_s),
         (watch.apart, watch.apart_s),
@@ -68,25 +74,29 @@ def evidence_of(watch: Watch) -> Evidence:
         _any(on_fixes),
         _any(on_unit),
         _earliest([*on_ranges, *on_fixes, *on_unit, *alone]),
-        -_earliest([(alarm, -at_s) for alarm, at_s in on_ranges]),
     )
 
 
-def decide(watch: Watch, t_s: float) -> Watch:
+def decide(watch: Watch, t_s: float, wait_s: float = _WAIT_S) -> Watch:
     """Raises alerts and names whom the evidence accuses.
 
     Args:
         watch: after everything that spoke up to now.
         t_s: now.
+        wait_s: for vision's word on ranges that are not there, before the altimeter is named.
     """
     found = evidence_of(watch)
     doubt = found.ranges | found.fixes | watch.apart
-    certain = watch.absence.alarm | watch.stuck.alarm | watch.unfused.alarm | watch.spurious
+    missing = watch.absence.alarm | watch.blindness.alarm
+    certain = missing | watch.stuck.alarm | watch.unfused.alarm | watch.spurious
     alarm = doubt | certain | found.inertial
-    kind = _named(watch, found, t_s)
+    ranges_s = torch.where(watch.ranges_s.isnan(), t_s, watch.ranges_s)
+    ranges_s = torch.where(found.ranges | watch.apart, ranges_s, math.nan)
+    watch = replace(watch, ranges_s=ranges_s)
+    kind = _named(watch, found, t_s, wait_s)
     # The verdict that stands, unless it was on ranges that have come, or on nobody.
     absent = _is_one_of(watch.kind, _ABSENT)
-    over = absent & ~watch.absence.alarm
+    over = absent & ~missing
     open_ = over | absent | (watch.kind == HEALTHY) | (watch.kind == UNDECIDED)
     still = torch.where(over | ((watch.kind == UNDECIDED) & ~alarm), HEALTHY, watch.kind)
     raised = torch.where(kind != HEALTHY, kind, torch.where(alarm, UNDECIDED, still))
@@ -103,15 +113,20 @@ def decide(watch: Watch, t_s: float) -> Watch:
         named_s=torch.where(first, t_s, watch.named_s),
         onset_s=torch.where(watch.alert_s.isnan() & alarm, onset_s, watch.onset_s),
         alert_s=torch.where(watch.alert_s.isnan() & alarm, t_s, watch.alert_s),
-        size_m=torch.where(now != watch.kind, watch.range_up_m, watch.size_m),
+        size_m=torch.where(now != watch.kind, _size_m(watch), watch.size_m),
     )
 
 
-def _named(watch: Watch, found: Evidence, t_s: float) -> Int64[Tensor, " b"]:
+def _size_m(watch: Watch) -> Float64[Tensor, " b"]:
+    """Of a step: ranges may fall silent before it is over, and fixes come after its begin."""
+    farther = watch.fix_up_m.abs() > watch.range_up_m.abs()
+    return torch.where(farther, watch.fix_up_m, watch.range_up_m)
+
+
+def _named(watch: Watch, found: Evidence, t_s: float, wait_s: float) -> Int64[Tensor, " b"]:
     """Code of the verdict that the evidence supports now; HEALTHY where it names nobody."""
-    since_s = torch.where(found.range_onset_s.isnan(), watch.apart_s, found.range_onset_s)
     # Vision has spoken since; or it is too low to see, and the ground was seen a moment ago.
-    heard = (watch.fix_s >= since_s) | (watch.blind & watch.fix_s.isfinite())
+    heard = (watch.fix_s >= watch.ranges_s) | (watch.blind & watch.fix_s.isfinite())
     agrees, fix_m = watch.fix_agrees, watch.fix_up_m
     sigma_m = torch.hypot(watch.fix_sigma_m, watch.range_sigma_m)
     apart_m = (watch.range_up_m - fix_m).abs()
@@ -119,12 +134,14 @@ def _named(watch: Watch, found: Evidence, t_s: float) -> Int64[Tensor, " b"]:
     across = watch.fix_across_sigma > SIDEWAYS_SIGMA
     fresh = watch.range_s >= t_s - _FRESH_S
     off = fresh & (watch.range_up_m.abs() > ALIKE_SIGMA * watch.range_sigma_m)
-    as_told = fresh & ~off & ~watch.apart
+    # A range from before an image says nothing of a ground that has fallen away since.
+    as_told = fresh & ~off & ~watch.apart & (watch.range_s >= watch.fix_s)
     in_doubt = (found.ranges | watch.apart) & ~watch.doubted
     offset = watch.change.jump.alarm | watch.range_shift.alarm | watch.change.ramp.alarm
     noisy = watch.range_scatter.inflated & ~offset
     # The filter without altimeter has followed its fixes: ranges say whether it should have.
-    followed = watch.followed & agrees & ~found.fixes
+    followed = watch.followed & (agrees | (watch.moved_s >= watch.fix_s))
+    followed = followed & (watch.range_s >= watch.moved_s)
     displaced = off & ~agrees & alike & (found.ranges | found.fixes | watch.apart)
 
     code = torch.full_like(watch.kind, HEALTHY)
@@ -135,12 +152,14 @@ def _named(watch: Watch, found: Evidence, t_s: float) -> Int64[Tensor, " b"]:
     )
     # From the weakest to the strongest claim: the last one stands.
     for claim, kind in (
-        (watch.absence.alarm, outage),
+        (watch.blindness.alarm, FaultKind.VISION_ABSENT),
+        (_missing(watch, as_told, t_s, wait_s), outage),
         (followed & as_told, FaultKind.TERRAIN),
         (followed & off, FaultKind.VISION_INCONSISTENT),
-        (found.fixes & ~agrees & as_told, FaultKind.VISION_INCONSISTENT),
+        (found.fixes & ~agrees & as_told & ~followed, FaultKind.VISION_INCONSISTENT),
         (in_doubt & heard & agrees, FaultKind.ALTIMETER_INCONSISTENT),
         (in_doubt & heard & agrees & noisy, FaultKind.ALTIMETER_NOISE),
+        (_out_of_reach(watch), FaultKind.TERRAIN),
         (displaced & ~across, FaultKind.TERRAIN),
         (displaced & across, FaultKind.INERTIAL),
         (watch.unfused.alarm, FaultKind.NOT_FUSED),
@@ -151,6 +170,28 @@ def _named(watch: Watch, found: Evidence, t_s: float) -> Int64[Tensor, " b"]:
         value = kind if isinstance(kind, Tensor) else torch.full_like(code, _CODE[kind])
         code = torch.where(claim, value, code)
     return code
+
+
+def _missing(
+    watch: Watch, as_told: Bool[Tensor, " b"], t_s: float, wait_s: float
+) -> Bool[Tensor, " b"]:
+    """Ranges fail to come, and it is not the ground that fell away: that, vision would have seen.
+
+    It is asked since the first miss, for a while; where it never spoke, or sees nothing so low, not
+    at all. And a range that comes back as expected says that the ground never went.
+    """
+    since_s = watch.absence.onset_s
+    back = as_told & (watch.range_s >= t_s - _NOW_S)
+    spoke = watch.fix_s >= since_s
+    silent = ~watch.fix_s.isfinite() | watch.blind | (t_s - since_s > wait_s)
+    told = back | torch.where(spoke, watch.fix_agrees, silent)
+    return watch.absence.alarm & told & ~(watch.fix_off_s >= since_s)
+
+
+def _out_of_reach(watch: Watch) -> Bool[Tensor, " b"]:
+    """Ranges fail to come, and a fix since says that the ground is farther than they go."""
+    since = watch.fix_s >= watch.absence.onset_s
+    return watch.absence.alarm & since & ~watch.fix_agrees & (watch.fix_up_m > watch.reach_m)
 
 
 def _is_one_of(kind: Int64[Tensor, " b"], codes: tuple[int, ...]) -> Bool[Tensor, " b"]:

@@ -12,9 +12,12 @@ as expected          off                  vision
 off                  off, as much, upward the ground is not that of the map; the altimeter is well
 off                  off, sideways too    inertial unit
 off                  silent               undecided; so low that none are taken: the altimeter
-silent               off                  undecided; later ranges name vision or the ground
+silent               agree, and spoke     the altimeter: its ranges are absent
+silent               off, out of reach    the ground is not that of the map; the altimeter is well
+silent               off otherwise        undecided; later ranges name vision or the ground
 ==================== ==================== =======================================================
 
+A fix speaks for what it saw: it was exposed after the doubt arose, and none since was off.
 Fixes and ranges that come apart slowly, because navigation follows both, show in the mean of the
 last ranges against the filter without altimeter; then the altimeter is accused if vision was never
 in doubt, because single fixes share no error that grows. Inertial tests, touchdown flags, absent,
@@ -96,20 +99,27 @@ class Watch:
     change: ChangeWindow
     fix_count: GateCount
     fix_shift: Shift
+    blindness: Absence  # of fixes
     star_shift: Shift
     inertial: Inertial
     fix_s: Float64[Tensor, " b"]  # exposure of the last fix; -inf before
     fix_agrees: Bool[Tensor, " b"]
+    fix_off_s: Float64[Tensor, " b"]  # exposure of the last one that did not agree; -inf before
+    moved_s: Float64[Tensor, " b"]  # when the filter without altimeter took one of these last
     fix_up_m: Float64[Tensor, " b"]  # how far it was above the state without altimeter ...
     fix_sigma_m: Float64[Tensor, " b"]
     fix_across_sigma: Float64[Tensor, " b"]  # ... and aside of it, in sigma
     range_s: Float64[Tensor, " b"]  # last valid range
     range_up_m: Float64[Tensor, " b"]  # how much farther than without altimeter
     range_sigma_m: Float64[Tensor, " b"]
+    reach_m: Float64[
+        Tensor, " b"
+    ]  # how much farther the altimeter reaches than without it expected
     off_sigma: Float64[Tensor, "b w"]  # last ranges less what was expected without altimeter
     taken: Int64[Tensor, " b"]  # of them, up to the window
     apart: Bool[Tensor, " b"]  # their mean is too far from zero
     apart_s: Float64[Tensor, " b"]  # since
+    ranges_s: Float64[Tensor, " b"]  # since when ranges are in doubt; NaN where they are not
     blind: Bool[Tensor, " b"]  # so low that vision has had its last word
     doubted: Bool[Tensor, " b"]  # vision ever was
     followed: Bool[Tensor, " b"]  # ... and the filter without altimeter took it at its word
@@ -139,12 +149,14 @@ class Watch:
             change=ChangeWindow.fresh(batch, tuning.change_window, device),
             fix_count=GateCount.fresh(batch, tuning.vision.count_window, device),
             fix_shift=Shift.fresh(batch, _VISION, device),
+            blindness=Absence.fresh(batch, device),
             star_shift=Shift.fresh(batch, 3, device),
             inertial=Inertial.fresh(batch, device),
-            fix_s=long_ago, fix_agrees=no, fix_up_m=zero, fix_sigma_m=zero, fix_across_sigma=zero,
-            range_s=long_ago, range_up_m=zero, range_sigma_m=zero,
+            fix_s=long_ago, fix_agrees=no, moved_s=long_ago, fix_off_s=long_ago, fix_up_m=zero,
+            fix_sigma_m=zero, fix_across_sigma=zero,
+            range_s=long_ago, range_up_m=zero, range_sigma_m=zero, reach_m=-long_ago,
             off_sigma=zero[:, None].repeat(1, tuning.kinematic_window), taken=code,
-            apart=no, apart_s=never, blind=no, doubted=no, followed=no, spurious=no,
+            apart=no, apart_s=never, ranges_s=never, blind=no, doubted=no, followed=no, spurious=no,
             protection_m=torch.full_like(zero, math.inf),
             kind=code, first_kind=code, onset_s=never, alert_s=never,
             named_s=never, size_m=zero,
@@ -190,27 +202,42 @@ def watch_range(watch: Watch, look: RangeLook, setup: WatchSetup) -> Watch:
         range_s=torch.where(there, t_s, watch.range_s),
         range_up_m=torch.where(there, off_m, watch.range_up_m),
         range_sigma_m=torch.where(there, sigma_m, watch.range_sigma_m),
+        reach_m=torch.where(alone.defined, setup.spec.range_max_m - alone.range_m, watch.reach_m),
     )
 
 
-def watch_fix(watch: Watch, exposed_s: float, own: Innovation, setup: WatchSetup) -> Watch:
-    """Takes one fix.
+def watch_fix(
+    watch: Watch,
+    exposed_s: float,
+    own: Innovation,
+    imaged: Bool[Tensor, " b"],
+    setup: WatchSetup,
+) -> Watch:
+    """Takes one image and its fix, if one came.
 
     Args:
         exposed_s: time of its image.
+        imaged: where there was an image, of ground that the camera is specified for.
         own: its innovation in the sub-filter without altimeter.
     """
     limits, t_s, there = setup.thresholds.vision, own.t_s, own.present
+    blindness = update_absence(
+        watch.blindness, t_s, there, there, imaged, setup.thresholds.blindness
+    )
     z = normalised(own.value, own.covariance)
     sigma_m = own.covariance.diagonal(dim1=-2, dim2=-1)[:, _UP].sqrt()
     across = z[:, :_UP].abs().amax(1)
+    agrees = own.nis < setup.witness_nis
     return replace(
         watch,
         fix_count=update_count(watch.fix_count, t_s, own.nis, there, limits.count),
         fix_shift=update_shift(watch.fix_shift, t_s, z, there, limits.shift),
+        blindness=blindness,
         followed=watch.followed | (there & own.fused & (own.nis > setup.gate_nis)),
         fix_s=torch.where(there, exposed_s, watch.fix_s),
-        fix_agrees=torch.where(there, own.nis < setup.witness_nis, watch.fix_agrees),
+        fix_agrees=torch.where(there, agrees, watch.fix_agrees),
+        moved_s=torch.where(there & own.fused & ~agrees, t_s, watch.moved_s),
+        fix_off_s=torch.where(there & ~agrees, exposed_s, watch.fix_off_s),
         fix_up_m=torch.where(there, own.value[:, _UP], watch.fix_up_m),
         fix_sigma_m=torch.where(there, sigma_m, watch.fix_sigma_m),
         fix_across_sigma=torch.where(there, across, watch.fix_across_sigma),

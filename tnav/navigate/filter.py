@@ -20,7 +20,7 @@ from tnav.errors import ConfigError
 from tnav.geometry.moon import LocalFrame
 from tnav.geometry.pose import so3_log
 from tnav.navigate.gate import fuse
-from tnav.navigate.map_error import rescale
+from tnav.navigate.map_error import extrapolated_m2, rescale
 from tnav.navigate.mechanisation import (
     ATTITUDE,
     CLONE_ATTITUDE,
@@ -186,7 +186,10 @@ def update_vision(
     share_m2 = torch.where(available, fix.map_covariance[:, 2, 2], state.map_mean_variance_m2)
     side_m2 = 0.5 * (fix.map_covariance[:, 0, 0] + fix.map_covariance[:, 1, 1])
     side_m2 = torch.where(available, side_m2, state.map_side_variance_m2)
-    state = rescale(state, share_m2, config, side_m2)
+    lengths_m = config.fix_floor_sigma_m, config.map_correlation_m
+    own_m2 = extrapolated_m2(state.map_footprint_m, *lengths_m)
+    own_m2 = torch.where(available, own_m2, 0.0)
+    state = rescale(state, share_m2, config, side_m2, own_m2)
     expected_R_L_C = state.clone_R_L_B @ R_B_C.to(fix.position_L.device)
     measured_R_L_C = torch.where(there, fix.R_L_C, expected_R_L_C)
     turned = so3_log(measured_R_L_C @ expected_R_L_C.mT)

@@ -10,15 +10,19 @@ have the variance s^2 - m each, are uncorrelated with the mean, and correlated w
 
 Coming down, footprints are nested, and the mean over a smaller one is the mean over the larger plus
 news: a martingale, whose correlation between two heights is the root of their variances' ratio (for
-short correlation lengths: the ratio of heights). From m to m' > m::
+short correlation lengths: the ratio of heights). Going up, it is smoothed. From m to m' the two
+share ``g = min(m, m')``, and the news has the covariance m' - g with either point::
 
-    mean' = mean + b ((local - mean) + (beam - mean)) + w
-    b = (m' - m) / ((s^2 - m)(1 + k)),      var w = m' - m - 2 b^2 (s^2 - m)(1 + k)
+    mean' = (g / m) mean + b ((local - mean) + (beam - mean)) + w
+    b = (m' - g) / ((s^2 - m)(1 + k)),      var w = m' - g^2 / m - 2 b^2 (s^2 - m)(1 + k)
 
-so that the news has the covariance m' - m with either point (b at most 1/2, where two points say no
-more). So all become one on the ground. Going up, the mean is smoothed, by c = m'/m < 1::
+(b at most 1/2, where two points say no more). So all become one on the ground.
 
-    mean' = c mean + w,                           var w = m'(1 - c)
+Under a few hundred metres the solver's mean is no mean: from matches within half a footprint r it
+extrapolates how the field bends over its length l, which what all matches of an image have in
+common, e, looks like. So heights of two images differ by ``e (l / r)^2`` beside, and g is less by
+its square; but never less than what two images share that know of one another by the ground under
+the lander alone, ``m m' / s^2``. (Image descents: AGL right to 0.1 m, heights apart by 1 to 2.5 m.)
 
 Along the ground the mean forgets by ``R = exp(-d / (l + footprint))``; the leads go by the
 conditional distribution of the field at the new two places, given the old two: what was under the
@@ -30,8 +34,9 @@ which is a first-order Gauss-Markov process.
 
 Sideways an image sees what the map's error tilts and bends: two errors ``side``, of the variance
 that the solver reports for the map's share of the fix's place. Along the ground they forget by R as
-the mean does; between footprints they only change their size. (Image descents, as their velocity
-and the covariance of fixes in a row have it: forgetting by m's ratio, too, is too cautious.)
+the mean does; between footprints they hardly do, by the ratio of their variances to the power of
+1/16. (Image descents: at 0 their fixes scatter more than stated, at 1/4 less, and their velocity
+with them. Errors of a mean, as nested as that of the height, would have 1/2.)
 """
 
 from dataclasses import dataclass, replace
@@ -48,6 +53,7 @@ _THREE = slice(MAP_MEAN, MAP_BEAM + 1)
 _MEAN_SHARE_MAX = 0.999
 # Two places that are as alike as this are one: apart by 5e-5 correlation lengths.
 _ONE_PLACE = 1e-9
+_SIDE_POWER = 1 / 16
 _LEAST_ROOT_M = 1e-6  # smaller news is rounding
 
 
@@ -148,6 +154,7 @@ def rescaled(
     after_m2: Float64[Tensor, " b"],
     sigma_m: float,
     apart: Float64[Tensor, " b"],
+    own_m2: Float64[Tensor, " b"] | None = None,
 ) -> tuple[Float64[Tensor, "b 3 3"], Float64[Tensor, "b 3 3"]]:
     """Transition F of (mean, local, beam) between two footprints, and Q of its news, m^2.
 
@@ -156,18 +163,20 @@ def rescaled(
         after_m2: after.
         sigma_m: of the field.
         apart: distance of nadir and beam on the ground, in correlation lengths.
+        own_m2: of the mean's variance after, what is that image's own (`extrapolated_m2`).
     """
     lead_m2 = (sigma_m**2 - before_m2) * (1 + _alike(apart))
-    grown_m2 = (after_m2 - before_m2).clamp_min(0.0)
-    pull = (grown_m2 / lead_m2).clamp_max(0.5)
-    c = torch.minimum(after_m2 / before_m2.clamp_min(1e-12), torch.ones_like(pull))
-    down = after_m2 >= before_m2
-    c = torch.where(down, 1.0, c)
+    common_m2 = torch.minimum(before_m2, after_m2)
+    if own_m2 is not None:
+        known_m2 = before_m2 * after_m2 / sigma_m**2  # by the ground under the lander alone
+        common_m2 = torch.maximum(common_m2 - own_m2, torch.minimum(common_m2, known_m2))
+    kept = torch.where(before_m2 > 0, common_m2 / before_m2.clamp_min(1e-12), 1.0)
+    pull = ((after_m2 - common_m2) / lead_m2).clamp_max(0.5)
     F = torch.eye(3, dtype=pull.dtype, device=pull.device).repeat(len(pull), 1, 1)
-    F[:, 0, 0] = c - 2 * pull
+    F[:, 0, 0] = kept - 2 * pull
     F[:, 0, 1], F[:, 0, 2] = pull, pull
     Q = torch.zeros_like(F)
-    Q[:, 0, 0] = torch.where(down, grown_m2 - 2 * pull.square() * lead_m2, after_m2 * (1 - c))
+    Q[:, 0, 0] = after_m2 - kept * common_m2 - 2 * pull.square() * lead_m2
     return F, Q
 
 
@@ -180,6 +189,27 @@ def carried(
     factor = correlation * (after_m2 / before_m2.clamp_min(_LEAST_ROOT_M**2)).sqrt()
     factor = torch.where(before_m2 > _LEAST_ROOT_M**2, factor, 0.0)
     return factor, after_m2 - factor.square() * before_m2
+
+
+def side_kept(
+    before_m2: Float64[Tensor, " b"], after_m2: Float64[Tensor, " b"]
+) -> Float64[Tensor, " b"]:
+    """Correlation of what is sideways between two footprints, by its variances."""
+    least, most = torch.minimum(before_m2, after_m2), torch.maximum(before_m2, after_m2)
+    return (least / most.clamp_min(_LEAST_ROOT_M**2)) ** _SIDE_POWER
+
+
+def extrapolated_m2(
+    footprint_m: Float64[Tensor, " b"], floor_m: float, correlation_m: float
+) -> Float64[Tensor, " b"]:
+    """Variance of a fix's height that is this image's own, m^2.
+
+    Args:
+        footprint_m: side of the ground that the camera sees.
+        floor_m: what all matches of an image have in common.
+        correlation_m: of the map's error.
+    """
+    return (floor_m * (2 * correlation_m / footprint_m).square()).square()
 
 
 def mean_share(mean_variance_m2: Float64[Tensor, " b"], sigma_m: float) -> Float64[Tensor, " b"]:
@@ -217,7 +247,7 @@ def travel(
     Args:
         view: of the ground, now.
         relief_m2: what the relief around adds to the local error of a lander that knows its place
-            badly (`tnav.navigate.filter.relief_around_m2`).
+            badly (`tnav.navigate.altimetry.relief_around_m2`).
     """
     after_m = places_m(state.position_L, view.beam_m)
     way = Way(state.map_places_m, after_m, state.clone_position_L[:, :2])
@@ -230,8 +260,9 @@ def travel(
         relief_m2,
     )
     slow = mean_kept(way.nadir_m(), view.footprint_m, config.map_correlation_m)
-    state = _sideways(state, state.map_side_variance_m2, slow)
-    return replace(_apply(state, F, Q), map_places_m=after_m)
+    side_m2 = state.map_side_variance_m2
+    state = _moved(state, F, Q, carried(side_m2, side_m2, slow))
+    return replace(state, map_places_m=after_m, map_footprint_m=view.footprint_m)
 
 
 def rescale(
@@ -239,46 +270,53 @@ def rescale(
     mean_variance_m2: Float64[Tensor, " b"],
     config: FilterConfig,
     side_variance_m2: Float64[Tensor, " b"] | None = None,
+    own_m2: Float64[Tensor, " b"] | None = None,
 ) -> FilterState:
     """Takes the mean, and what is sideways, from the last fix's footprint to another one's.
 
     Args:
         mean_variance_m2: the map's share of the variance of a fix's height, m^2.
         side_variance_m2: of its place, along each axis; None: that stays as it is.
+        own_m2: of the height's variance, what the next image will not share; None: nothing.
     """
     after_m2 = mean_share(mean_variance_m2, config.map_sigma_m)
-    if side_variance_m2 is not None:
-        state = _sideways(state, side_variance_m2, torch.ones_like(after_m2))
+    before_m2 = state.map_side_variance_m2
+    side_m2 = before_m2 if side_variance_m2 is None else side_variance_m2
     apart_m = (state.map_places_m[:, 1] - state.map_places_m[:, 0]).norm(dim=-1)
     F, Q = rescaled(
         state.map_mean_variance_m2,
         after_m2,
         config.map_sigma_m,
         apart_m / config.map_correlation_m,
+        own_m2,
     )
-    return replace(_apply(state, F, Q), map_mean_variance_m2=after_m2)
+    side = carried(before_m2, side_m2, side_kept(before_m2, side_m2))
+    state = _moved(state, F, Q, side)
+    return replace(state, map_mean_variance_m2=after_m2, map_side_variance_m2=side_m2)
 
 
-def _sideways(
-    state: FilterState, after_m2: Float64[Tensor, " b"], correlation: Float64[Tensor, " b"]
+def _moved(
+    state: FilterState,
+    F: Float64[Tensor, "b 3 3"],
+    Q: Float64[Tensor, "b 3 3"],
+    side: tuple[Float64[Tensor, " b"], Float64[Tensor, " b"]],
 ) -> FilterState:
-    factor, news_m2 = carried(state.map_side_variance_m2, after_m2, correlation)
-    P = state.covariance.clone()
-    P[:, MAP_SIDE, :] *= factor[:, None, None]
-    P[:, :, MAP_SIDE] *= factor[:, None, None]
-    P[:, MAP_SIDE, MAP_SIDE] += torch.diag_embed(news_m2[:, None].expand(-1, 2))
-    side_m = factor[:, None] * state.map_side_m
-    return replace(state, covariance=P, map_side_m=side_m, map_side_variance_m2=after_m2)
-
-
-def _apply(
-    state: FilterState, F: Float64[Tensor, "b 3 3"], Q: Float64[Tensor, "b 3 3"]
-) -> FilterState:
-    """``x' = F x + w`` on the three map errors alone."""
+    """``x' = F x + w`` on the three map errors, and as `carried` has it on the two sideways."""
+    factor, news_m2 = side[0][:, None], side[1][:, None]
     errors = torch.stack([state.map_mean_m, state.map_local_m, state.map_beam_m], -1)
     mean_m, local_m, beam_m = (F @ errors[..., None]).squeeze(-1).unbind(-1)
     P = state.covariance.clone()
     P[:, _THREE, :] = F @ P[:, _THREE, :]
     P[:, :, _THREE] = P[:, :, _THREE] @ F.mT
     P[:, _THREE, _THREE] += Q
-    return replace(state, map_mean_m=mean_m, map_local_m=local_m, map_beam_m=beam_m, covariance=P)
+    P[:, MAP_SIDE, :] *= factor[..., None]
+    P[:, :, MAP_SIDE] *= factor[..., None]
+    P[:, MAP_SIDE, MAP_SIDE] += torch.diag_embed(news_m2.expand(-1, 2))
+    return replace(
+        state,
+        map_mean_m=mean_m,
+        map_local_m=local_m,
+        map_beam_m=beam_m,
+        map_side_m=factor * state.map_side_m,
+        covariance=P,
+    )

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from tnav.errors import ConfigError
+from tnav.geometry.moon import RADIUS_M
 from tnav.geometry.pose import so3_exp
 from tnav.navigate.mechanisation import (
     ACCELEROMETER_BIAS,
@@ -142,6 +143,7 @@ class FilterState:
     map_side_variance_m2: Float64[Tensor, " b"]
     # East and north of nadir and beam on the ground, where the map's errors were last renewed.
     map_places_m: Float64[Tensor, "b 2 2"]
+    map_footprint_m: Float64[Tensor, " b"]  # side of the ground in view, then
     rejected_run: Float64[Tensor, "b 4"]  # rejections in a row, columns as SENSORS
 
 
@@ -197,6 +199,7 @@ def initial_state(
         map_mean_variance_m2=none,
         map_side_variance_m2=none,
         map_places_m=position_L[:, None, :2].expand(batch, 2, 2),
+        map_footprint_m=torch.full_like(none, 2 * RADIUS_M),
         rejected_run=torch.zeros(batch, len(SENSORS), dtype=torch.float64, device=device),
     )
     return clone(state)
