@@ -1,7 +1,10 @@
 """What a batch of faults is scored as, and the Stanford counts behind it."""
 
+import json
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -123,16 +126,56 @@ def test_an_error_over_the_limit_under_the_level_without_alert_is_hazardous() ->
     assert math.isnan(float(log.alert_limit_m[0]))
 
 
-def test_the_command_hands_on_how_many_and_fails_with_a_row(monkeypatch, capsys) -> None:
+def test_the_command_hands_on_how_many_and_fails_with_a_row(
+    monkeypatch, capsys, tmp_path: Path
+) -> None:
     asked = []
 
-    def measured(device, *, quick, say, count):
-        asked.append((quick, count))
-        return [Row("faults: detected", 1, "descents", "= 2", False, 2, "cpu")]
+    def measured(device, *, quick, say, count, kinds):
+        asked.append((quick, count, tuple(kinds)))
+        return [Row("faults: detected", 1, "descents", "= 2", False, 2, "cpu")], CHARTS
 
     monkeypatch.setattr(bench_monitor, "measure_monitor", measured)
     with pytest.raises(SystemExit) as done:
         main(["bench", "monitor", "--descents", "3", "--device", "cpu"])
     assert done.value.code == 1
-    assert asked == [(False, 3)]
+    assert asked == [(False, 3, ())]
     assert "faults: detected" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["bench", "monitor", "--kind", "bias", "--device", "cpu", "--out", str(tmp_path)])
+    assert asked[1] == (False, None, ("bias",))
+    page = (tmp_path / "monitor.html").read_text()
+    assert "faults: detected" in page
+    for figure in re.findall(r"<script type=.application/json.[^>]*>(.*?)</script>", page, re.S):
+        spec = json.loads(figure)
+        assert {mark["name"] for mark in spec["data"]} == {"tnav", "hard gate"}
+        delays = [m["y"] for m in spec["data"] if m["name"] == "hard gate"][1]
+        assert delays == [0.5]  # a threshold that finds nothing has none
+
+
+CHARTS = {
+    "bias": {
+        "title": "bias",
+        "n": 4,
+        "sized": 3,
+        "curves": [
+            {"label": "tnav", "false": [0.25], "found": [1.0], "delay_s": [0.25]},
+            {"label": "hard gate", "false": [0.5, 0.0], "found": [1.0, 0.0],
+             "delay_s": [0.5, None]},
+        ],
+    }
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["monitor", "--kind", "biass"], "'biass', expected one of: dropout"),
+        (["pose", "--kind", "bias"], "--kind is of 'monitor'"),
+    ],
+)
+def test_a_kind_that_is_none_is_told(words: list[str], said: str, capsys) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["bench", *words, "--device", "cpu"])
+    assert done.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.split())

@@ -99,5 +99,5 @@ def test_only_the_relief_has_a_page(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["bench", "pose", "--out", str(tmp_path / "out")])
     assert stopped.value.code == 2
-    assert "'match', 'filter', 'fix-model' and 'relief'" in capsys.readouterr().err
+    assert "'match', 'filter', 'fix-model', 'monitor' and 'relief'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

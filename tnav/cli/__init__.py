@@ -185,7 +185,9 @@ def bench(
     seeds: Annotated[int, typer.Option(min=1, help="draws (demo)")] = 3,
     out: Annotated[
         Path | None,
-        typer.Option(help="folder for a page (relief), scores (match), trials or descents"),
+        typer.Option(
+            help="folder for a page (relief, monitor), scores (match), trials or descents"
+        ),
     ] = None,
     quick: Annotated[
         bool,
@@ -201,6 +203,7 @@ def bench(
     ] = None,
     method: Annotated[list[str] | None, typer.Option(help="one of several (match)")] = None,
     row: Annotated[list[str] | None, typer.Option(help="one of several (match)")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="of fault, one of all (monitor)")] = None,
 ) -> None:
     """Measure and print a table; exit status 1 where a limit is missed."""
     from tnav.evaluate.bench import RELIEF_SEED, measure
@@ -219,6 +222,8 @@ def bench(
         )  # fmt: skip
     elif pairs is not None or other_pairs is not None or method or row:
         raise ConfigError(f"bench {name}: --pairs, --other-pairs, --method, --row are of 'match'")
+    elif kind and name != "monitor":
+        raise ConfigError(f"bench {name}: --kind is of 'monitor'")
     elif name == "filter":
         from tnav.evaluate.bench_filter import measure_filter
 
@@ -228,7 +233,13 @@ def bench(
     elif name == "monitor":
         from tnav.evaluate.bench_monitor import measure_monitor
 
-        rows = measure_monitor(resolve_device(device), quick=quick, say=say, count=descents)
+        rows, charts = measure_monitor(
+            resolve_device(device), quick=quick, say=say, count=descents, kinds=kind or ()
+        )
+        if out is not None:
+            from tnav.report.monitor import write_monitor_page
+
+            say(f"page: {write_monitor_page(out, rows, charts)}")
     elif name == "fix-model":
         from tnav.evaluate.fix_check import measure_fix_model
 
@@ -246,7 +257,7 @@ def bench(
         say(f"page: {write_relief_page(out, rows, charts)}")
     else:
         raise ConfigError(
-            f"bench {name}: --out goes with 'match', 'filter', 'fix-model' and 'relief'"
+            f"bench {name}: --out goes with 'match', 'filter', 'fix-model', 'monitor' and 'relief'"
         )
     _print_rows(f"bench {name}", rows, as_json)
 

@@ -13,6 +13,9 @@ from jaxtyping import Bool
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from tnav.errors import ConfigError
+from tnav.evaluate.bench_baselines import KINDS as COMPARED
+from tnav.evaluate.bench_baselines import compare
 from tnav.evaluate.descent_plan import Descent, load_descent
 from tnav.evaluate.descent_score import BLIND_DOWN_MAX_M_S
 from tnav.evaluate.flight import Flight, Monitoring
@@ -20,6 +23,7 @@ from tnav.evaluate.flight_detectable import DETECTED, least_error
 from tnav.evaluate.flight_runs import Site, fly_model, site_of
 from tnav.evaluate.limits import Row
 from tnav.evaluate.match_scores import binomial_interval
+from tnav.evaluate.relief_charts import Chart
 from tnav.monitor.bounds import upper_quantile
 from tnav.monitor.integrity import Stanford
 from tnav.monitor.watch import KINDS
@@ -102,8 +106,8 @@ class Scored:
 def measure_monitor(
     device: torch.device, *, quick: bool, say: Say, count: int | None = None,
     kinds: Sequence[str] = (),
-) -> list[Row]:  # fmt: skip
-    """The table of the monitor.
+) -> tuple[list[Row], dict[str, Chart]]:  # fmt: skip
+    """The table of the monitor, and its curves against baselines by kind of fault.
 
     Args:
         device: of terrain and descents.
@@ -111,7 +115,13 @@ def measure_monitor(
         say: told what goes on.
         count: descents of each kind, instead of 1,000.
         kinds: of faults, instead of all.
+
+    Raises:
+        ConfigError: no such kind.
     """
+    unknown = sorted(set(kinds) - set(VERDICTS))
+    if unknown:
+        raise ConfigError(f"kind of fault {unknown[0]!r}, expected one of: {', '.join(VERDICTS)}")
     descent = load_descent(DESCENT)
     say("terrain")
     site = site_of(descent, device)
@@ -125,7 +135,12 @@ def measure_monitor(
         _say_missed(kind, scored, say)
         rows += _kind_rows(kind, scored, str(device))
         parts.append(scored)
-    return rows + _total_rows(_joined(parts), str(device))
+    rows += _total_rows(_joined(parts), str(device))
+    against = [] if quick else [kind for kind in wanted if kind in COMPARED]
+    if not against:
+        return rows, {}
+    compared, charts = compare(descent, site, min(n, _BATCH), _SEED, _sized, say, against)
+    return rows + compared, charts
 
 
 def _flown(descent: Descent, site: Site, kind: str | None, count: int, say: Say) -> list[Flight]:

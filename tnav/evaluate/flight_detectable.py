@@ -4,8 +4,9 @@ A bias b of a test statistic of unit variance is found with the probability p at
 where ``b >= K + Q^-1(1 - p)``: the minimum detectable bias (Baarda 1968). Here in truth, beside
 the monitor:
 
-- ranges: the mean error of the last w of them against ``(K_fa + K_md) sqrt(s^2 + n^2 / w)``, s of
-  what is predicted without altimeter, n of its noise (the separation of `tnav.monitor.watch`);
+- ranges: the error of each of the last w of them, to one side, against ``(K_fa + K_md) sqrt(s^2 +
+  n^2 / w)``, s of what is predicted without altimeter, n of its noise (the separation of
+  `tnav.monitor.watch`, a mean over w);
 - absent ranges and fixes: as many in a row, where they are promised, as their CUSUM takes;
 - fixes: their error on any axis against ``(K + K_md)`` sigma of their innovation, K of the gate
   count, for as many images as the count takes;
@@ -97,7 +98,8 @@ class Detectable:
         self._error_sigma = pushed(self._error_sigma, error, there)
         self._taken = (self._taken + there.to(torch.int64)).clamp_max(window)
         k_fa = self.setup.multipliers.false_alarm[_UP]
-        off = self._error_sigma.mean(1).abs() >= least_error(k_fa)
+        least = least_error(k_fa)
+        off = (self._error_sigma >= least).all(1) | (self._error_sigma <= -least).all(1)
         off = there & off & (self._taken == window)
         steepest_deg = true.incidence_rad.rad2deg() + self.setup.incidence_margin_deg
         promised = true.hit & (true.range_m < spec.range_max_m)

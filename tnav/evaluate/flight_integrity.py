@@ -71,8 +71,7 @@ class IntegrityLog:
         one = torch.nn.functional.one_hot(classes, len(Stanford)) * usable[:, None]
         self.looks = self.looks + one
         too_low = flown & (limit.limit_m <= 0)
-        gone_s = torch.where(too_low, state.t_s, math.inf)
-        self.no_return_s = torch.minimum(self.no_return_s, gone_s)
+        self.no_return_s = torch.where(too_low & self.in_time, state.t_s, self.no_return_s)
         first = alert & ~self.seen & flown
         self.seen = self.seen | alert
         self.alert_limit_m = torch.where(first, limit.limit_m, self.alert_limit_m)

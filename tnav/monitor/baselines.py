@@ -87,5 +87,5 @@ class Baselines:
         self, t_s: float, statistic: Float64[Tensor, "b k"], aloft: Bool[Tensor, " b"]
     ) -> None:
         over = (statistic[:, :, None] >= self.levels) & aloft[:, None, None]
-        now = torch.where(over, t_s, _NEVER)
-        self.first_s = torch.minimum(self.first_s, now)
+        new = over & self.first_s.isinf()
+        self.first_s = torch.where(new, t_s, self.first_s)

@@ -50,6 +50,11 @@ _CAPTIONS = {
         "with their median Hurst exponent up to 530 m (Rosenburg et al. 2011, table 2)."
     ),
 }
+_LEAD = Markup(
+    "What is measured here is the relief alone, from metres up to kilometres, as if there were no "
+    "DEM below it. It is <strong>SYNTHETIC</strong>: it has statistics of mare and shows no place "
+    "on the Moon."
+)
 _SOURCES = (
     "Garwood 1936, Fiducial limits for the Poisson distribution, Biometrika 28",
     "Trask 1966, Size and spatial distribution of craters estimated from the Ranger photographs, "
@@ -81,7 +86,9 @@ def write_relief_page(folder: Path, rows: Sequence[Row], charts: dict[str, Chart
 
     return write_page(
         folder / "relief.html",
-        "relief.html.j2",
+        "charts.html.j2",
+        title="Synthetic relief against lunar mare",
+        lead=_LEAD,
         figures=[relief_figure(name, charts[name]) for name in _CAPTIONS],
         rows=rows,
         sources=_SOURCES,

@@ -1,0 +1,93 @@
+"""``monitor.html``: the monitor's table, and its curves against what others do, offline.
+
+Nothing is computed here: ``tnav.evaluate.bench_monitor`` measures, this draws.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from markupsafe import Markup
+
+from tnav.evaluate.limits import Row
+from tnav.evaluate.relief_charts import Chart
+from tnav.report.descent_layout import Cell, grid, titled
+from tnav.report.layout import Figure
+from tnav.report.page import figure_json, write_page
+from tnav.report.traces import ESTIMATE, FAULT, FIX, QUIET, TRUTH, Json
+
+_COLOURS = (ESTIMATE, FAULT, FIX, QUIET, TRUTH)
+_LEAD = Markup(
+    "Closed-loop descents in <code>model</code> fidelity with faults drawn over their whole ranges."
+    " Found is what alarms between the fault and the point of no return. The curves: the same "
+    "flights by every method, at every threshold, where nobody acts."
+)
+
+
+def write_monitor_page(folder: Path, rows: Sequence[Row], charts: dict[str, Chart]) -> Path:
+    """Write ``monitor.html``.
+
+    Args:
+        folder: to write to; made where it is missing.
+        rows: what was measured, with limits.
+        charts: by kind of fault (``tnav.evaluate.bench_baselines``).
+
+    Raises:
+        RunFileError: the page cannot be written.
+    """
+    # Imported here: it is slow, and only a whole page needs it.
+    from plotly.offline import get_plotlyjs
+
+    return write_page(
+        folder / "monitor.html",
+        "charts.html.j2",
+        title="The fault monitor, measured",
+        lead=_LEAD,
+        figures=[curves_figure(name, chart) for name, chart in charts.items()],
+        rows=rows,
+        sources=(),
+        figure_json=figure_json,
+        plotly=Markup(get_plotlyjs()),  # noqa: S704 - a library without a closing tag: tested
+    )
+
+
+def curves_figure(kind: str, chart: Chart) -> Figure:
+    """Detection and delay against the share of healthy descents that alarm."""
+    n, sized = chart["n"], chart["sized"]
+    found, late = [], []
+    for number, curve in enumerate(chart["curves"]):
+        colour = _COLOURS[number % len(_COLOURS)]
+        found.append(_marks(curve, "found", colour, show=True))
+        late.append(_marks(curve, "delay_s", colour, show=False))
+    false = titled("healthy descents with an alarm (share)", range=[-0.02, 1.02])
+    cells = [
+        Cell("Found in time", false, titled("share of faults", range=[-0.02, 1.02]), found),
+        Cell("Delay, median", false, titled("s", rangemode="tozero"), late),
+    ]
+    caption = (
+        f"{n} healthy descents, and {sized} of {n} with a fault of this kind that is larger than "
+        "the least that can be detected. Each point is one threshold; tnav's are its rates of "
+        "1e-1 to 1e-4 a descent. Up and to the left is better; for the delay, down."
+    )
+    alt = f"{kind}: share found and delay against share of false alarms, " + ", ".join(
+        curve["label"] for curve in chart["curves"]
+    )
+    return grid(
+        f"monitor-{kind}", kind.replace("_", " "), caption, alt, cells, columns=2, height_px=300
+    )
+
+
+def _marks(curve: Chart, what: str, colour: str, *, show: bool) -> Json:
+    points = [(x, y) for x, y in zip(curve["false"], curve[what], strict=True) if y is not None]
+    first = curve["label"] == "tnav"
+    return {
+        "type": "scatter",
+        "name": curve["label"],
+        "legendgroup": curve["label"],
+        "showlegend": show,
+        "x": [x for x, _ in points],
+        "y": [y for _, y in points],
+        "mode": "markers" if first else "lines+markers",
+        "line": {"color": colour, "width": 1.4},
+        "marker": {"color": colour, "size": 12 if first else 4, "symbol": "star" if first else
+                   "circle"},
+    }  # fmt: skip
