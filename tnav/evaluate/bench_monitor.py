@@ -16,6 +16,7 @@ from torch import Tensor
 from tnav.errors import ConfigError
 from tnav.evaluate.bench_baselines import KINDS as COMPARED
 from tnav.evaluate.bench_baselines import compare
+from tnav.evaluate.bench_detectable import measure_detectable
 from tnav.evaluate.descent_plan import Descent, load_descent
 from tnav.evaluate.descent_score import BLIND_DOWN_MAX_M_S
 from tnav.evaluate.flight import Flight, Monitoring
@@ -140,7 +141,8 @@ def measure_monitor(
     if not against:
         return rows, {}
     compared, charts = compare(descent, site, min(n, _BATCH), _SEED, _sized, say, against)
-    return rows + compared, charts
+    least = [] if kinds else measure_detectable(descent, site, min(n, _BATCH), _SEED, say)
+    return rows + compared + least, charts
 
 
 def _flown(descent: Descent, site: Site, kind: str | None, count: int, say: Say) -> list[Flight]:

@@ -60,6 +60,8 @@ class Detectable:
     batch: int
     device: torch.device
     exceeded: Bool[Tensor, " b"] = field(init=False)  # its fault was larger, in time
+    wrong_s: Float64[Tensor, " b"] = field(init=False)  # first range with an error; NaN before
+    wrong_sigma_m: Float64[Tensor, " b"] = field(init=False)  # of the mean of ranges, then
     _error_sigma: Float64[Tensor, "b w"] = field(init=False)
     _taken: Int64[Tensor, " b"] = field(init=False)
     _missed: Int64[Tensor, " b"] = field(init=False)  # ranges in a row
@@ -69,6 +71,8 @@ class Detectable:
     def __post_init__(self) -> None:
         window = self.setup.tuning.kinematic_window
         self.exceeded = torch.zeros(self.batch, dtype=torch.bool, device=self.device)
+        never = torch.full((self.batch,), math.nan, dtype=torch.float64, device=self.device)
+        self.wrong_s = self.wrong_sigma_m = never
         none = self.exceeded.to(torch.int64)
         self._taken = self._missed = self._lost = self._wrong = none
         self._error_sigma = torch.zeros(self.batch, window, dtype=torch.float64, device=self.device)
@@ -95,6 +99,9 @@ class Detectable:
         sigma_m = (alone.sigma_m.square() + noise_m.square() / window).sqrt()
         there = healthy.valid & read.valid & sigma_m.isfinite()
         error = torch.where(there, (read.range_m - healthy.range_m) / sigma_m, 0.0)
+        first = there & (error != 0) & self.wrong_s.isnan()
+        self.wrong_s = torch.where(first, alone.t_s, self.wrong_s)
+        self.wrong_sigma_m = torch.where(first, sigma_m, self.wrong_sigma_m)
         self._error_sigma = pushed(self._error_sigma, error, there)
         self._taken = (self._taken + there.to(torch.int64)).clamp_max(window)
         k_fa = self.setup.multipliers.false_alarm[_UP]
