@@ -22,6 +22,8 @@ class Dispersion(Recipe):
     position_m: float = Field(default=200.0, gt=0)  # of navigation about the truth
     velocity_m_s: float = Field(default=0.2, gt=0)
     attitude_deg: float = Field(default=0.02, gt=0)
+    # Navigation's error at the start, estimate minus truth, where it is given, not drawn.
+    position_error_L: tuple[float, float, float] | None = None  # m
 
 
 class Seeing(Recipe):

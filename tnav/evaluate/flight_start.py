@@ -47,9 +47,12 @@ def start(descent: Descent, scenario: Scenario, batch: int, device: torch.device
         1 + spread.thrust * normal(),
     )
     sigma_rad = math.radians(spread.attitude_deg)
+    error_L = spread.position_m * normal(3)  # drawn in any case: the other draws stay the same
+    if spread.position_error_L is not None:
+        error_L = torch.tensor(spread.position_error_L, dtype=torch.float64, device=device)
     state = initial_state(
         0.0,
-        position_L + spread.position_m * normal(3),
+        position_L + error_L,
         velocity_L + spread.velocity_m_s * normal(3),
         so3_exp(sigma_rad * normal(3)) @ lander.R_L_B,
         position_sigma_m=spread.position_m,
