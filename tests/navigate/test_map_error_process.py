@@ -18,11 +18,13 @@ from tnav.navigate.map_error import (
     View,
     Way,
     carried,
+    extrapolated_m2,
     mean_kept,
     mean_share,
     rescale,
     rescaled,
     root_of,
+    side_kept,
     travel,
     travelled,
 )
@@ -228,6 +230,38 @@ def test_news_of_a_smaller_footprint_is_as_much_of_either_point(
         assert torch.allclose(F[0, 0], f64(0.0, 0.5, 0.5), atol=1e-3)
 
 
+@given(st.floats(1e-3, 0.999), st.floats(1e-3, 0.999), st.floats(0.0, 20.0))
+def test_an_images_own_share_is_not_the_next_ones(one: float, other: float, own_m2: float) -> None:
+    """Less in common by it, but no less than by the ground under the lander alone, m m' / s^2.
+
+    Beam and nadir are one place here; the mean's covariance with it is its own variance after.
+    """
+    before, behind = f64(one * SIGMA_M**2), f64(other * SIGMA_M**2)
+    F, Q = rescaled(before, behind, SIGMA_M, f64(0.0), f64(own_m2))
+    start = stated(before)
+    end = F @ start @ F.mT + Q
+    least = min(one, other)
+    common = max(least - own_m2 / SIGMA_M**2, one * other) * SIGMA_M**2
+    assert float((F @ start)[0, 0, 0]) == pytest.approx(common, abs=1e-9)
+    assert end[0, 0].tolist() == pytest.approx([float(behind)] * 3, abs=1e-9)
+    assert torch.linalg.eigvalsh(Q).min() > -1e-9
+    none = rescaled(before, behind, SIGMA_M, f64(0.0), f64(0.0))
+    for with_none, without in zip(none, rescaled(before, behind, SIGMA_M, f64(0.0)), strict=True):
+        assert torch.equal(with_none, without)
+
+
+def test_what_low_images_extrapolate_grows_as_the_square_of_length_over_view() -> None:
+    """0.024 m in common, as a bend over 300 m has it seen from 62 m around: 0.56 m."""
+    own_m2 = extrapolated_m2(f64(124.5, 249.0, math.inf), 0.024, LENGTH_M)
+    assert own_m2.sqrt().tolist() == pytest.approx([0.5575, 0.5575 / 4, 0.0], rel=1e-3)
+
+
+@given(st.floats(0.0, 4.0), st.floats(1e-3, 4.0))
+def test_sideways_two_footprints_are_alike_by_their_ratio(one: float, other: float) -> None:
+    kept = side_kept(f64(one, other), f64(other, one))
+    assert kept.tolist() == pytest.approx([(min(one, other) / max(one, other)) ** (1 / 16)] * 2)
+
+
 def test_nothing_changes_over_no_distance_at_equal_variance() -> None:
     two = HERE.expand(2, 2, 2) + torch.tensor([[0.0, 0.0], [90.0, 0.0]], dtype=F64)
     still = travelled(Way(two, two, two[:, 0]), f64(50.0, 5000.0), f64(0.0, 4.0), SIGMA_M, LENGTH_M)
@@ -289,7 +323,10 @@ def test_an_error_is_carried_from_one_variance_to_another(
 
 
 def test_sideways_an_error_stays_as_long_as_images_share_their_ground() -> None:
-    """From 0.6 m^2 to 0.4 m^2 over 110 m of ground, the mean's variance from 1 to 2 m^2."""
+    """From 0.6 m^2 to 0.4 m^2 over 110 m of ground, the mean's variance from 1 to 2 m^2.
+
+    Between footprints two of them are correlated by their ratio to the power of 1/16.
+    """
     state = at_truth(0.0, CONFIG)
     first = rescale(state, f64(1.0), CONFIG, f64(0.6))
     assert first.covariance[0, MAP_SIDE, MAP_SIDE].tolist() == [[0.6, 0.0], [0.0, 0.6]]
@@ -301,7 +338,7 @@ def test_sideways_an_error_stays_as_long_as_images_share_their_ground() -> None:
     assert over.map_side_m[0].tolist() == pytest.approx([slow, -2 * slow])
     assert float(over.covariance[0, MAP_SIDE.start, MAP_SIDE.start]) == pytest.approx(0.6)
     second = rescale(over, f64(2.0), CONFIG, f64(0.4))
-    factor = math.sqrt(0.4 / 0.6)
+    factor = math.sqrt(0.4 / 0.6) * (0.4 / 0.6) ** (1 / 16)
     assert second.map_side_m[0].tolist() == pytest.approx([slow * factor, -2 * slow * factor])
     assert second.map_side_variance_m2.tolist() == [0.4]
     assert float(second.covariance[0, MAP_SIDE.start, MAP_SIDE.start]) == pytest.approx(0.4)
