@@ -97,7 +97,7 @@ def test_a_fix_that_was_taken_is_judged_by_ranges_since() -> None:
     for range_s, up_m, kind in (
         (12.0, 0.0, FaultKind.TERRAIN),
         (12.0, 99.0, FaultKind.VISION_INCONSISTENT),
-        (11.9, 0.0, FaultKind.VISION_INCONSISTENT),  # it speaks of the state before
+        (11.9, 0.0, FaultKind.UNDECIDED),  # it speaks of the state before
         (11.4, 0.0, FaultKind.UNDECIDED),
     ):
         assert verdict(12.3, **moved, range_s=range_s, range_up_m=up_m) is kind
@@ -234,7 +234,7 @@ def by_the_table(x: dict) -> FaultKind:
     if (on_ranges or "apart" in x) and spoke and agrees and not x["doubted"]:
         only_noise = "range_scatter" in x and not {"jump", "range_shift"} & set(x)
         return FaultKind.ALTIMETER_NOISE if only_noise else FaultKind.ALTIMETER_INCONSISTENT
-    if "fix_count" in x and not agrees and as_expected:
+    if "fix_count" in x and not agrees and as_expected and not x["followed"]:
         return FaultKind.VISION_INCONSISTENT
     if x["followed"] and agrees and (off or as_expected):
         return FaultKind.VISION_INCONSISTENT if off else FaultKind.TERRAIN

@@ -139,7 +139,8 @@ def _named(watch: Watch, found: Evidence, t_s: float, wait_s: float) -> Int64[Te
     in_doubt = (found.ranges | watch.apart) & ~watch.doubted
     offset = watch.change.jump.alarm | watch.range_shift.alarm | watch.change.ramp.alarm
     noisy = watch.range_scatter.inflated & ~offset
-    # The filter without altimeter has followed its fixes: ranges say whether it should have.
+    # The filter without altimeter has followed its fixes: ranges say whether it should have. Fixes
+    # that it takes no more after such a leap are off by what the leap did to the filter, too.
     followed = watch.followed & (agrees | (watch.moved_s >= watch.fix_s))
     followed = followed & (watch.range_s >= watch.moved_s)
     displaced = off & ~agrees & alike & (found.ranges | found.fixes | watch.apart)
@@ -156,7 +157,7 @@ def _named(watch: Watch, found: Evidence, t_s: float, wait_s: float) -> Int64[Te
         (_missing(watch, as_told, t_s, wait_s), outage),
         (followed & as_told, FaultKind.TERRAIN),
         (followed & off, FaultKind.VISION_INCONSISTENT),
-        (found.fixes & ~agrees & as_told & ~followed, FaultKind.VISION_INCONSISTENT),
+        (found.fixes & ~agrees & as_told & ~watch.followed, FaultKind.VISION_INCONSISTENT),
         (in_doubt & heard & agrees, FaultKind.ALTIMETER_INCONSISTENT),
         (in_doubt & heard & agrees & noisy, FaultKind.ALTIMETER_NOISE),
         (_out_of_reach(watch), FaultKind.TERRAIN),
