@@ -259,7 +259,7 @@ def test_every_limit_is_of_its_share() -> None:
             own.scatter_window, m, samples, half * 0.10, half * 0.05
         )
         assert sensor.scatter.degrees == m
-        assert sensor.shift.level == cusum_threshold(0.5, samples, half * 0.20 / m)
+        assert sensor.shift.level == cusum_threshold(0.5, samples, half * 0.10 / m)
     assert limits.change.jump == jump_threshold(64, n, 2e-4)
     assert limits.change.ramp == ramp_threshold(64, n, 2e-4)
     assert limits.kinematic.level == slope_threshold(20, n, 2e-4)

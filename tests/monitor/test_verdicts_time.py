@@ -37,7 +37,8 @@ def test_absence_ends_when_ranges_come_and_another_verdict_may_follow() -> None:
     assert kind_of(watch) is FaultKind.LATE_ACQUISITION
     watch = decide(replace(watch, absence=said().absence), 13.0)
     assert kind_of(watch) is FaultKind.HEALTHY
-    seen = replace(watch, change=said(jump=17.0).change, fix_s=row(18.0))
+    doubted = {"ranges_s": row(17.0), "ranges_until_s": row(18.0)}
+    seen = replace(watch, change=said(jump=17.0).change, fix_s=row(18.0), **doubted)
     watch = decide(seen, 18.0)
     assert kind_of(watch) is FaultKind.ALTIMETER_INCONSISTENT
     # What was first stays.
@@ -64,9 +65,7 @@ def test_vision_is_asked_before_ranges_are_called_lost(
     assert kind_of(watch) is kind
     assert float(watch.alert_s) == t_s  # somebody is in doubt at once
     # A range that comes back as told says that the ground is where it was; an old one does not.
-    back = kind_of(decide(said(**what, range_s=t_s), t_s))
-    assert back is (FaultKind.UNDECIDED if kind is not FaultKind.DROPOUT and not agrees else
-                    FaultKind.DROPOUT)  # fmt: skip
+    assert kind_of(decide(said(**what, range_s=t_s), t_s)) is FaultKind.DROPOUT
     blind = decide(said(**what, range_s=9.9, blind=True), t_s)
     assert kind_of(blind) is (kind if fix_s == 10.0 else FaultKind.DROPOUT)
 
@@ -84,10 +83,35 @@ def test_ranges_that_the_ground_has_left_are_no_fault_of_the_altimeter() -> None
         assert kind_of(watch) is kind
         if kind is FaultKind.TERRAIN:
             assert float(watch.size_m) == up_m
-    # One fix of then that was off is enough: that the filter has followed them since is no word.
-    followed = said(outage=Outage.DROPOUT, range_s=9.9, fix_s=15.0, fix_off_s=10.0)
+    # One fix of then that was so is enough: that the filter has followed them since is no word.
+    followed = said(outage=Outage.DROPOUT, range_s=9.9, fix_s=15.0, farther_s=10.0)
     assert kind_of(decide(followed, 30.0)) is FaultKind.UNDECIDED
-    assert kind_of(decide(replace(followed, fix_off_s=row(9.9)), 30.0)) is FaultKind.DROPOUT
+    assert kind_of(decide(replace(followed, farther_s=row(9.9)), 30.0)) is FaultKind.DROPOUT
+    # Ranges that come back as told say that the ground is near, unless the filter has leapt.
+    back = replace(followed, range_s=row(30.0))
+    assert kind_of(decide(back, 30.0)) is FaultKind.DROPOUT
+    leapt = decide(replace(back, followed=row(True), moved_s=row(31.0)), 30.0)
+    assert kind_of(leapt) is FaultKind.UNDECIDED
+
+
+def test_the_altimeter_is_not_accused_by_a_filter_that_followed_the_ground() -> None:
+    """A fix between the witness's limit and the gate was taken at 12 s, in doubt since 10 s."""
+    accused = {"jump": 11.0, "fix_s": 16.0}
+    assert verdict(16.5, **accused) is FaultKind.ALTIMETER_INCONSISTENT
+    assert verdict(16.5, **accused, moved_s=12.0) is FaultKind.UNDECIDED
+    assert verdict(16.5, **accused, moved_s=9.9) is FaultKind.ALTIMETER_INCONSISTENT
+
+
+def test_a_doubt_that_comes_and_goes_is_one() -> None:
+    """Spikes: the alarm stands at 10 and 16 s, and is forgotten 8 s after the last."""
+    first = decide(said(jump=9.5, ranges_s=math.nan, fix_s=8.0), 10.0)
+    quiet = decide(replace(first, change=said().change), 15.0)
+    assert kind_of(quiet) is FaultKind.HEALTHY
+    assert float(quiet.ranges_s) == 10.0
+    seen = replace(quiet, change=said(jump=15.5).change, fix_s=row(14.0))
+    assert kind_of(decide(seen, 16.0)) is FaultKind.ALTIMETER_INCONSISTENT
+    over = decide(quiet, 18.1)
+    assert bool(over.ranges_s.isnan())
 
 
 def test_a_fix_that_was_taken_is_judged_by_ranges_since() -> None:
@@ -199,6 +223,7 @@ def evidence(draw: st.DrawFn) -> dict:
         "fix_across_sigma": draw(st.sampled_from([0.0, 4.9, 5.1])),
         "range_s": draw(st.sampled_from([-math.inf, 18.9, 19.1, 20.0])),
         "reach_m": draw(st.sampled_from([math.inf, 100.0])),
+        "moved_s": draw(st.sampled_from([-math.inf, -math.inf, 9.0, 12.0, 19.5])),
         "blind": draw(st.sampled_from([False, False, True])),
         "doubted": draw(st.sampled_from([False, False, True])),
         "followed": draw(st.sampled_from([False, False, True])),
@@ -210,6 +235,9 @@ def by_the_table(x: dict) -> FaultKind:
     """The verdict in plain words, strongest first."""
     on_ranges = [x[n] for n in ("jump", "range_scatter", "range_shift") if n in x]
     since_s = max([*on_ranges, x.get("apart", -math.inf)])
+    leapt_since = x["moved_s"] >= since_s - 0.15
+    ranges_since = x["range_s"] >= x["moved_s"]
+    farther = not x["fix_agrees"] and x["fix_up_m"] > 12.0
     spoke = x["fix_s"] >= since_s or (x["blind"] and x["fix_s"] > -math.inf)
     agrees = x["fix_agrees"]
     fresh = x["range_s"] >= 19.0
@@ -231,14 +259,18 @@ def by_the_table(x: dict) -> FaultKind:
         return FaultKind.INERTIAL if sideways else FaultKind.TERRAIN
     if "outage" in x and seen_since and not agrees and x["fix_up_m"] > x["reach_m"]:
         return FaultKind.TERRAIN
-    if (on_ranges or "apart" in x) and spoke and agrees and not x["doubted"]:
+    if (on_ranges or "apart" in x) and spoke and agrees and not (x["doubted"] or leapt_since):
         only_noise = "range_scatter" in x and not {"jump", "range_shift"} & set(x)
         return FaultKind.ALTIMETER_NOISE if only_noise else FaultKind.ALTIMETER_INCONSISTENT
     if "fix_count" in x and not agrees and as_expected and not x["followed"]:
         return FaultKind.VISION_INCONSISTENT
-    if x["followed"] and agrees and (off or as_expected):
+    taken = agrees or x["moved_s"] >= x["fix_s"]
+    if x["followed"] and taken and ranges_since and (off or as_expected):
         return FaultKind.VISION_INCONSISTENT if off else FaultKind.TERRAIN
-    if "outage" in x and (agrees or not seen_since):
+    back = as_expected and x["range_s"] == 20.0 and not x["followed"]
+    hidden = farther and seen_since
+    told = agrees if seen_since else True
+    if "outage" in x and (back or (told and not hidden)):
         late = x["outage"] is Outage.LATE_ACQUISITION
         return FaultKind.LATE_ACQUISITION if late else FaultKind.DROPOUT
     return FaultKind.UNDECIDED if doubt or "outage" in x else FaultKind.HEALTHY

@@ -69,9 +69,10 @@ def said(**what: object) -> Watch:
             watch = replace(watch, **{name: row(value)})
     doubted_s = [float(what[name]) for name in (*ON_RANGES, "apart") if name in what]
     if doubted_s and "ranges_s" not in what:
-        watch = replace(watch, ranges_s=row(max(doubted_s)))
-    if not bool(watch.fix_agrees) and "fix_off_s" not in what:
-        watch = replace(watch, fix_off_s=watch.fix_s)
+        # So long ago that a fix of then has seen what ranges saw.
+        watch = replace(watch, ranges_s=row(max(doubted_s) - 0.15))
+    if float(watch.fix_up_m) > 4 * 3.0 and not bool(watch.fix_agrees) and "farther_s" not in what:
+        watch = replace(watch, farther_s=watch.fix_s)
     return watch
 
 

@@ -213,6 +213,8 @@ def bench(
     def say(text: str) -> None:
         print(text, file=sys.stderr)
 
+    if kind and name != "monitor":
+        raise ConfigError(f"bench {name}: --kind is of 'monitor'")
     if name == "match":
         from tnav.evaluate.bench_match import measure_match
 
@@ -222,8 +224,6 @@ def bench(
         )  # fmt: skip
     elif pairs is not None or other_pairs is not None or method or row:
         raise ConfigError(f"bench {name}: --pairs, --other-pairs, --method, --row are of 'match'")
-    elif kind and name != "monitor":
-        raise ConfigError(f"bench {name}: --kind is of 'monitor'")
     elif name == "filter":
         from tnav.evaluate.bench_filter import measure_filter
 

@@ -1,7 +1,11 @@
 """The monitor against what others watch altimeters with, at the same false-alarm rate.
 
-All look at the same flights, which nobody's verdict changes. A baseline's threshold is the lowest
-on its grid at which no more healthy descents alarm than with tnav's: the most that it could have.
+All look at the same flights, which nobody's verdict changes, and all faults count that begin before
+the point of no return. A baseline's threshold is the lowest on its grid at which no more healthy
+descents alarm than with tnav's: the most that it could have. Delays are compared on the descents
+that both found. The gates are those of navigation's own filter, which locks an altimeter out where
+vision contradicts it, and may have taken part of an error in: a filter that trusts ranges blindly
+would take in more.
 """
 
 import math
@@ -13,6 +17,7 @@ from jaxtyping import Bool, Float64
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from tnav.errors import ConfigError
 from tnav.evaluate.descent_plan import Descent
 from tnav.evaluate.flight import Flight, Monitoring
 from tnav.evaluate.flight_runs import Site, model_flight
@@ -27,7 +32,8 @@ from tnav.simulate.faults import Fault
 Sized = Callable[[Flight, str], Bool[Tensor, " b"]]
 Say = Callable[[str], None]
 
-KINDS = ("bias", "drift", "scale", "noise_inflation", "stuck", "dropout")
+# Ranges that are absent no baseline has a statistic of.
+KINDS = ("bias", "drift", "scale", "noise_inflation", "stuck", "velocity_coupled")
 RATES = (1e-1, 1e-2, 1e-4)  # of tnav's other points; it flies with the one of its defaults
 _LEVELS = torch.logspace(-0.5, 4.0, 136, dtype=torch.float64)
 _TNAV = "tnav"
@@ -40,7 +46,7 @@ class Alarms:
     first_s: Float64[Tensor, "b n"]
     begun_s: Float64[Tensor, " b"]  # the fault; inf without
     end_s: Float64[Tensor, " b"]  # the point of no return, or contact
-    sized: Bool[Tensor, " b"]  # larger than the least that can be detected
+    sized: Bool[Tensor, " b"]  # that count
 
     def false(self) -> Float64[Tensor, " n"]:
         """How many alarmed although nothing was wrong."""
@@ -51,9 +57,10 @@ class Alarms:
         after = (self.first_s >= self.begun_s[:, None]) & (self.first_s < self.end_s[:, None])
         return after & self.sized[:, None]
 
-    def delay_s(self, n: int) -> float | None:
-        """Median from the fault to the alarm, at one threshold."""
-        late = (self.first_s[:, n] - self.begun_s)[self.found()[:, n]]
+    def delay_s(self, n: int, who: Bool[Tensor, " b"] | None = None) -> float | None:
+        """Median from the fault to the alarm, at one threshold, of those found."""
+        found = self.found()[:, n] if who is None else who
+        late = (self.first_s[:, n] - self.begun_s)[found]
         return float(late.median()) if len(late) else None
 
 
@@ -68,7 +75,7 @@ def compare(
         site: ground and map.
         count: descents of each kind, and healthy ones.
         seed: of the draw.
-        sized: whose fault is larger than the least that can be detected.
+        sized: whose fault counts.
         say: told what goes on.
         kinds: of faults.
     """
@@ -155,15 +162,16 @@ def _rows(
         Row(f"{kind}: ... delay, median", _rounded(delay), "s", None, None, found, device),
     ]  # fmt: skip
     for name in NAMES:
-        others = int(faulty[name].found()[:, _level(healthy[name], allowed)].sum())
-        late = faulty[name].delay_s(_level(healthy[name], allowed))
-        sooner = late is not None and (delay is None or late < delay)
+        level = _level(healthy[name], allowed)
+        they = faulty[name].found()[:, level]
+        others, both = int(they.sum()), they & tnav.found()[:, own]
+        late, ours = faulty[name].delay_s(level, both), tnav.delay_s(own, both)
         rows += [
             Row(f"{kind}: ... by '{name}'", others, "descents", f"<= {found}", others <= found, of,
                 device),
-            Row(f"{kind}: ... delay, median", _rounded(late), "s",
-                None if delay is None or late is None else f">= {delay:.2f}",
-                None if late is None else not sooner, others, device),
+            Row(f"{kind}: ... delay where both found it, median", _rounded(late), "s",
+                None if ours is None else f">= tnav's {ours:.2f}",
+                None if ours is None or late is None else late >= ours, int(both.sum()), device),
         ]  # fmt: skip
     return rows
 
@@ -173,9 +181,15 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _level(healthy: Alarms, allowed: int) -> int:
-    """Lowest threshold at which no more healthy descents alarm; the highest where there is none."""
+    """Lowest threshold at which no more healthy descents alarm.
+
+    Raises:
+        ConfigError: there is none.
+    """
     few = (healthy.false() <= allowed).nonzero()[:, 0]
-    return int(few[0]) if len(few) else healthy.first_s.shape[1] - 1
+    if not len(few):
+        raise ConfigError(f"baselines: over {allowed} false alarms at every threshold of the grid")
+    return int(few[0])
 
 
 def _chart(kind: str, healthy: dict[str, Alarms], faulty: dict[str, Alarms]) -> Chart:

@@ -140,7 +140,7 @@ def measure_monitor(
     against = [] if quick else [kind for kind in wanted if kind in COMPARED]
     if not against:
         return rows, {}
-    compared, charts = compare(descent, site, min(n, _BATCH), _SEED, _sized, say, against)
+    compared, charts = compare(descent, site, min(n, _BATCH), _SEED, _begun_in_time, say, against)
     least = [] if kinds else measure_detectable(descent, site, min(n, _BATCH), _SEED, say)
     return rows + compared + least, charts
 
@@ -198,12 +198,17 @@ def _say_missed(kind: str, scored: Scored, say: Say) -> None:
             say(f"{kind}: {what}, seed {_SEED + i // _BATCH}, descent {i % _BATCH}")
 
 
+def _begun_in_time(flight: Flight, _: str) -> Bool[Tensor, " b"]:
+    """Whose fault began before the point of no return, whatever its size."""
+    return flight.faults.state.begun_s[:, 0] < flight.integrity.no_return_s
+
+
 def _sized(flight: Flight, kind: str) -> Bool[Tensor, " b"]:
     """Whose fault is larger than the least that can be detected, before the point of no return."""
     assert flight.detectable is not None
     faults, end_s = flight.faults, flight.state.t_s
     if kind in _ANY_SIZE:
-        return faults.state.begun_s[:, 0] < flight.integrity.no_return_s
+        return _begun_in_time(flight, kind)
     if kind == "thrust_bias":
         bias = (thrust_factor(faults.bank, faults.state, end_s) - 1).abs()
         return bias >= least_error(_K_THRUST) * flight.descent.dispersion.thrust
@@ -256,8 +261,11 @@ def _kind_rows(kind: str, scored: Scored, device: str) -> list[Row]:
         Row(f"{kind}: ... before the point of no return", in_time, "descents", None, None, begun,
             device),
         Row(f"{kind}: ... of those larger than detectable", found, "descents",
-            f">= {DETECTED:g} of them", found >= DETECTED * sized, sized, device),
+            f">= {DETECTED:g} of them" if sized else "none is so large",
+            found >= DETECTED * sized if sized else None, sized, device),
         Row(f"{kind}: right verdict of those named", right, "descents", None, None, named, device),
+        Row(f"{kind}: named, of those detected", int((scored.named & scored.alerted).sum()),
+            "descents", None, None, alerted, device),
         Row(f"{kind}: delay, median", median_s, "s", None, None, alerted, device),
         Row(f"{kind}: alarm before the fault", early, "descents", None, None, len(scored.early),
             device),

@@ -289,7 +289,8 @@ class Flight:
         if self.faults.any:
             agl_m = self.ground.agl_m(seen_from_L)
             offset_L = seen_from_L - truly_L
-            exposure = self.faults.exposure(t_s, exposure, seen_from_L, offset_L, agl_m)
+            asked = exposure.where(wanted)
+            exposure = self.faults.exposure(t_s, asked, seen_from_L, offset_L, agl_m)
         self.log.exposure(exposure, wanted)
         star = StarTrackerReading(
             self.state.t_s, stars, math.radians(self.descent.star_tracker.sigma_deg)

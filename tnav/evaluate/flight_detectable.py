@@ -112,7 +112,9 @@ class Detectable:
         promised = true.hit & (true.range_m < spec.range_max_m)
         promised = promised & (steepest_deg < spec.incidence_max_deg)
         missed = promised & healthy.valid & ~read.valid
-        self._missed = torch.where(promised, (self._missed + 1) * missed, self._missed)
+        # A chance miss of a healthy altimeter neither counts nor ends the row.
+        told = promised & (healthy.valid | read.valid)
+        self._missed = torch.where(told, (self._missed + 1) * missed, self._missed)
         absence = limits.absence
         gone = self._missed >= misses_needed(absence.level, absence.missed)
         self.exceeded = self.exceeded | (in_time & (off | gone))

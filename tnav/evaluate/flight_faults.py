@@ -58,7 +58,7 @@ class Injection:
         self.state = before_faults(self.bank)
         self._last: tuple[Tensor, Tensor] | None = None  # increments that were read
         self._thrust_scale: Tensor | None = None
-        self._looked_L: Tensor | None = None  # offset of the last image's place
+        self._looked_L: Tensor | None = None  # offset of the place of each one's last image
         self.fixes: FixEffects | None = None
 
     @property
@@ -170,8 +170,9 @@ class Injection:
         error_L = found.error_scale[:, None] * (exposure.fix.position_L - seen_from_L)
         fix = replace(exposure.fix, position_L=seen_from_L + error_L + found.offset_L)
         error_L = fix.position_L - exposure.fix.position_L
-        step_L = offset_L if self._looked_L is None else offset_L - self._looked_L
-        self._looked_L = offset_L
+        looked_L = torch.zeros_like(offset_L) if self._looked_L is None else self._looked_L
+        step_L, kept = offset_L - looked_L, exposure.available & ~found.lost
+        self._looked_L = torch.where(kept[:, None], offset_L, looked_L)
         self.fixes = FixEffects(found.lost, error_L, step_L)
         return replace(exposure, fix=fix, available=exposure.available & ~found.lost)
 

@@ -84,11 +84,17 @@ def watch_setup(
         star_tracker=math.ceil(descent.duration_max_s * descent.star_tracker.rate_hz),
         inertial=steps,
     )
+    rates = rates or Rates()
+    risk = RiskBudget(
+        fault_probabilities=_FAULTS,
+        looks=_LOOKS,
+        false_alarm_vertical=rates.false_alarm_probability * rates.shares.separation,
+    )
     return WatchSetup(
         spec=spec,
-        thresholds=thresholds(rates or Rates(), samples, tuning),
+        thresholds=thresholds(rates, samples, tuning),
         tuning=tuning,
-        multipliers=RiskBudget(fault_probabilities=_FAULTS, looks=_LOOKS).multipliers(),
+        multipliers=risk.multipliers(),
         blind_below_m=descent.seeing.agl_min_m,
         witness_nis=chi_square_quantile(_WITNESS, 6),
         gate_nis=chi_square_quantile(1 - gate_probability, 6),

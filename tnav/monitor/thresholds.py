@@ -43,11 +43,12 @@ class Shares(Recipe):
     gate: float = Field(default=0.05, gt=0)  # altimeter and vision, half each, and so for ...
     inflation: float = Field(default=0.10, gt=0)
     quiet: float = Field(default=0.05, gt=0)
-    shift: float = Field(default=0.20, gt=0)  # ... up to here
+    shift: float = Field(default=0.10, gt=0)  # ... up to here
     jump: float = Field(default=0.10, gt=0)
     ramp: float = Field(default=0.10, gt=0)
     stuck: float = Field(default=0.05, gt=0)
     kinematic: float = Field(default=0.10, gt=0)
+    separation: float = Field(default=0.10, gt=0)  # of ranges from what vision predicts
     absence: float = Field(default=0.05, gt=0)
     blindness: float = Field(default=0.05, gt=0)
     unfused: float = Field(default=0.05, gt=0)

@@ -1,7 +1,8 @@
 """From evidence to verdicts, for ``b`` descents at once (table of ``tnav.monitor.watch``).
 
 An alert is raised with the first evidence, undecided until its witness has spoken. A verdict that
-names somebody stands to the end; only those on absent ranges or fixes end when they come.
+names somebody stands to the end; only those on absent ranges or fixes end when they come, or when a
+fix puts the ground out of reach.
 """
 
 import math
@@ -25,7 +26,8 @@ from tnav.records import FaultKind
 
 _FRESH_S = 1.0  # a range is a witness for so long
 _NOW_S = 1e-6  # rounding of one clock
-_WAIT_S = 8.0  # for vision's word on ranges that are not there
+_WAIT_S = 8.0  # for vision's word: an interval of images, and one that comes late
+_LOOK_S = 0.15  # after which a fall of the ground that ranges saw shows in an image, too
 _CODE = {kind: code for code, kind in enumerate(KINDS)}
 _ABSENT = (
     _CODE[FaultKind.LATE_ACQUISITION],
@@ -90,9 +92,7 @@ def decide(watch: Watch, t_s: float, wait_s: float = _WAIT_S) -> Watch:
     missing = watch.absence.alarm | watch.blindness.alarm
     certain = missing | watch.stuck.alarm | watch.unfused.alarm | watch.spurious
     alarm = doubt | certain | found.inertial
-    ranges_s = torch.where(watch.ranges_s.isnan(), t_s, watch.ranges_s)
-    ranges_s = torch.where(found.ranges | watch.apart, ranges_s, math.nan)
-    watch = replace(watch, ranges_s=ranges_s)
+    watch = _doubting(watch, found, t_s, wait_s)
     kind = _named(watch, found, t_s, wait_s)
     # The verdict that stands, unless it was on ranges that have come, or on nobody.
     absent = _is_one_of(watch.kind, _ABSENT)
@@ -113,20 +113,31 @@ def decide(watch: Watch, t_s: float, wait_s: float = _WAIT_S) -> Watch:
         named_s=torch.where(first, t_s, watch.named_s),
         onset_s=torch.where(watch.alert_s.isnan() & alarm, onset_s, watch.onset_s),
         alert_s=torch.where(watch.alert_s.isnan() & alarm, t_s, watch.alert_s),
-        size_m=torch.where(now != watch.kind, _size_m(watch), watch.size_m),
+        size_m=torch.where(now != watch.kind, _size_m(watch, now), watch.size_m),
     )
 
 
-def _size_m(watch: Watch) -> Float64[Tensor, " b"]:
+def _doubting(watch: Watch, found: Evidence, t_s: float, wait_s: float) -> Watch:
+    """Since when ranges are in doubt: a doubt that comes and goes is one."""
+    doubt = found.ranges | watch.apart
+    until_s = torch.where(doubt, t_s, watch.ranges_until_s)
+    since_s = torch.where(doubt & watch.ranges_s.isnan(), t_s, watch.ranges_s)
+    since_s = torch.where(t_s - until_s > wait_s, math.nan, since_s)
+    return replace(watch, ranges_s=since_s, ranges_until_s=until_s)
+
+
+def _size_m(watch: Watch, kind: Int64[Tensor, " b"]) -> Float64[Tensor, " b"]:
     """Of a step: ranges may fall silent before it is over, and fixes come after its begin."""
     farther = watch.fix_up_m.abs() > watch.range_up_m.abs()
-    return torch.where(farther, watch.fix_up_m, watch.range_up_m)
+    terrain = kind == _CODE[FaultKind.TERRAIN]
+    return torch.where(terrain & farther, watch.fix_up_m, watch.range_up_m)
 
 
 def _named(watch: Watch, found: Evidence, t_s: float, wait_s: float) -> Int64[Tensor, " b"]:
     """Code of the verdict that the evidence supports now; HEALTHY where it names nobody."""
     # Vision has spoken since; or it is too low to see, and the ground was seen a moment ago.
-    heard = (watch.fix_s >= watch.ranges_s) | (watch.blind & watch.fix_s.isfinite())
+    heard = (watch.fix_s >= watch.ranges_s + _LOOK_S) | (watch.blind & watch.fix_s.isfinite())
+    heard = heard & ~(watch.moved_s >= watch.ranges_s)
     agrees, fix_m = watch.fix_agrees, watch.fix_up_m
     sigma_m = torch.hypot(watch.fix_sigma_m, watch.range_sigma_m)
     apart_m = (watch.range_up_m - fix_m).abs()
@@ -185,8 +196,9 @@ def _missing(
     back = as_told & (watch.range_s >= t_s - _NOW_S)
     spoke = watch.fix_s >= since_s
     silent = ~watch.fix_s.isfinite() | watch.blind | (t_s - since_s > wait_s)
-    told = back | torch.where(spoke, watch.fix_agrees, silent)
-    return watch.absence.alarm & told & ~(watch.fix_off_s >= since_s)
+    hidden = watch.farther_s >= since_s
+    told = ~hidden & torch.where(spoke, watch.fix_agrees, silent)
+    return watch.absence.alarm & (told | (back & ~watch.followed))
 
 
 def _out_of_reach(watch: Watch) -> Bool[Tensor, " b"]:

@@ -17,7 +17,8 @@ silent               off, out of reach    the ground is not that of the map; the
 silent               off otherwise        undecided; later ranges name vision or the ground
 ==================== ==================== =======================================================
 
-A fix speaks for what it saw: it was exposed after the doubt arose, and none since was off.
+A fix speaks for what it saw: it was exposed a moment after the doubt arose, when ground that falls
+away has fallen far enough to be seen, and the filter has followed none since that was off.
 Fixes and ranges that come apart slowly, because navigation follows both, show in the mean of the
 last ranges against the filter without altimeter; then the altimeter is accused if vision was never
 in doubt, because single fixes share no error that grows. Inertial tests, touchdown flags, absent,
@@ -104,8 +105,10 @@ class Watch:
     inertial: Inertial
     fix_s: Float64[Tensor, " b"]  # exposure of the last fix; -inf before
     fix_agrees: Bool[Tensor, " b"]
-    fix_off_s: Float64[Tensor, " b"]  # exposure of the last one that did not agree; -inf before
-    moved_s: Float64[Tensor, " b"]  # when the filter without altimeter took one of these last
+    farther_s: Float64[
+        Tensor, " b"
+    ]  # exposure of the last that put the ground farther; -inf before
+    moved_s: Float64[Tensor, " b"]  # when the filter without altimeter took one that did not agree
     fix_up_m: Float64[Tensor, " b"]  # how far it was above the state without altimeter ...
     fix_sigma_m: Float64[Tensor, " b"]
     fix_across_sigma: Float64[Tensor, " b"]  # ... and aside of it, in sigma
@@ -119,7 +122,8 @@ class Watch:
     taken: Int64[Tensor, " b"]  # of them, up to the window
     apart: Bool[Tensor, " b"]  # their mean is too far from zero
     apart_s: Float64[Tensor, " b"]  # since
-    ranges_s: Float64[Tensor, " b"]  # since when ranges are in doubt; NaN where they are not
+    ranges_s: Float64[Tensor, " b"]  # since when ranges are in doubt; NaN where they are not ...
+    ranges_until_s: Float64[Tensor, " b"]  # ... nor were a while ago; -inf before
     blind: Bool[Tensor, " b"]  # so low that vision has had its last word
     doubted: Bool[Tensor, " b"]  # vision ever was
     followed: Bool[Tensor, " b"]  # ... and the filter without altimeter took it at its word
@@ -152,11 +156,12 @@ class Watch:
             blindness=Absence.fresh(batch, device),
             star_shift=Shift.fresh(batch, 3, device),
             inertial=Inertial.fresh(batch, device),
-            fix_s=long_ago, fix_agrees=no, moved_s=long_ago, fix_off_s=long_ago, fix_up_m=zero,
+            fix_s=long_ago, fix_agrees=no, moved_s=long_ago, farther_s=long_ago, fix_up_m=zero,
             fix_sigma_m=zero, fix_across_sigma=zero,
             range_s=long_ago, range_up_m=zero, range_sigma_m=zero, reach_m=-long_ago,
             off_sigma=zero[:, None].repeat(1, tuning.kinematic_window), taken=code,
-            apart=no, apart_s=never, ranges_s=never, blind=no, doubted=no, followed=no, spurious=no,
+            apart=no, apart_s=never, ranges_s=never, ranges_until_s=long_ago,
+            blind=no, doubted=no, followed=no, spurious=no,
             protection_m=torch.full_like(zero, math.inf),
             kind=code, first_kind=code, onset_s=never, alert_s=never,
             named_s=never, size_m=zero,
@@ -228,6 +233,7 @@ def watch_fix(
     sigma_m = own.covariance.diagonal(dim1=-2, dim2=-1)[:, _UP].sqrt()
     across = z[:, :_UP].abs().amax(1)
     agrees = own.nis < setup.witness_nis
+    farther = z[:, _UP] > ALIKE_SIGMA
     return replace(
         watch,
         fix_count=update_count(watch.fix_count, t_s, own.nis, there, limits.count),
@@ -237,7 +243,7 @@ def watch_fix(
         fix_s=torch.where(there, exposed_s, watch.fix_s),
         fix_agrees=torch.where(there, agrees, watch.fix_agrees),
         moved_s=torch.where(there & own.fused & ~agrees, t_s, watch.moved_s),
-        fix_off_s=torch.where(there & ~agrees, exposed_s, watch.fix_off_s),
+        farther_s=torch.where(there & farther, exposed_s, watch.farther_s),
         fix_up_m=torch.where(there, own.value[:, _UP], watch.fix_up_m),
         fix_sigma_m=torch.where(there, sigma_m, watch.fix_sigma_m),
         fix_across_sigma=torch.where(there, across, watch.fix_across_sigma),
