@@ -152,7 +152,7 @@ def test_no_fault_raises_nothing(healthy: Flight) -> None:
 
 def test_a_monitor_that_only_watches_changes_nothing() -> None:
     """It names the altimeter at 2.5 s, and the flight is that without a monitor, to the bit."""
-    off = BiasFault(kind="bias", begins=Onset(at_s=1.25), bias_m=150.0)
+    off = BiasFault(kind="bias", begins=Onset(at_s=1.45), bias_m=150.0)
     ends = []
     for monitor in (Monitoring.OFF, Monitoring.WATCHES):
         one = flight(batch=BATCH, keep=None, faults=(off,), monitor=monitor, timing=OFTEN)

@@ -169,7 +169,7 @@ def rescaled(
     common_m2 = torch.minimum(before_m2, after_m2)
     if own_m2 is not None:
         known_m2 = before_m2 * after_m2 / sigma_m**2  # by the ground under the lander alone
-        common_m2 = torch.maximum(common_m2 - own_m2, torch.minimum(common_m2, known_m2))
+        common_m2 = torch.maximum(common_m2 - own_m2, known_m2)
     known = before_m2 > 0
     kept = torch.where(known, common_m2 / torch.where(known, before_m2, 1.0), 1.0)
     pull = ((after_m2 - common_m2) / lead_m2).clamp_max(0.5)

@@ -133,6 +133,7 @@ def update_tight(
     uv_px, covariance_px2, point_L, valid = without_gaps(matches)
     share_m2 = _footprint_variance_m2(state, point_L, valid, camera, config)
     anything = valid.any(-1)
+    # A mean by weights that are all positive: it extrapolates nothing, and has no sideways part.
     state = rescale(state, torch.where(anything, share_m2, state.map_mean_variance_m2), config)
     used, moved, scale = inliers(
         state, uv_px, covariance_px2, point_L, valid, camera, R_B_C, star, config
