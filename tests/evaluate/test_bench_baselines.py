@@ -74,6 +74,12 @@ def test_where_a_baseline_wins_the_table_says_so() -> None:
     assert chart["curves"][1]["false"] == [1.0, 0.0]
     assert chart["curves"][1]["found"] == [1.0, 0.5]
     assert chart["sized"] == chart["n"] == 2
+    # Thresholds over the lowest without a false alarm only find less.
+    quiet = {name: alarms([[5.0, INF, INF]] * 2, begun_s=INF) for name in NAMES}
+    more = {name: alarms([[11.0, 13.0, INF], [11.0, 12.0, INF]]) for name in NAMES}
+    longer = _chart("bias", healthy | quiet, faulty | more)
+    assert longer["curves"][1]["false"] == [1.0, 0.0]
+    assert len(longer["curves"][0]["false"]) == 4  # tnav's are all told
 
 
 def test_who_looks_on_changes_nothing_and_hears_every_range() -> None:

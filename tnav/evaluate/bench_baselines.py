@@ -193,19 +193,23 @@ def _level(healthy: Alarms, allowed: int) -> int:
 
 
 def _chart(kind: str, healthy: dict[str, Alarms], faulty: dict[str, Alarms]) -> Chart:
-    """Share of faults that are found against that of healthy descents with an alarm."""
+    """Share of faults that are found against that of healthy descents with an alarm.
+
+    A baseline's thresholds up to the lowest without a false alarm: higher ones only find less.
+    """
     curves = []
     for name, alarms in faulty.items():
         of = max(1, int(alarms.sized.sum()))
         false = healthy[name].false() / len(alarms.sized)
         found = alarms.found().double().sum(0) / of
-        delays = [alarms.delay_s(i) for i in range(len(found))]
+        none = (false == 0).nonzero()[:, 0].tolist()
+        upto = len(found) if name == _TNAV or not none else none[0] + 1
         curves.append(
             {
                 "label": name,
-                "false": false.tolist(),
-                "found": found.tolist(),
-                "delay_s": delays,
+                "false": false[:upto].tolist(),
+                "found": found[:upto].tolist(),
+                "delay_s": [alarms.delay_s(i) for i in range(upto)],
             }
         )
     return {"title": kind, "n": len(faulty[_TNAV].sized), "sized": of, "curves": curves}

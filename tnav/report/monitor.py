@@ -66,7 +66,8 @@ def curves_figure(kind: str, chart: Chart) -> Figure:
     caption = (
         f"{n} healthy descents, and {sized} of {n} with a fault of this kind that begins before "
         "the point of no return, however small. Each point is one threshold; tnav's are its rates "
-        "of 1e-1 to 1e-4 a descent. Up and to the left is better; for the delay, down."
+        "of 1e-1 to 1e-4 a descent, a baseline's end where it alarms on no healthy descent. Up and "
+        "to the left is better; for the delay, down."
     )
     alt = f"{kind}: share found and delay against share of false alarms, " + ", ".join(
         curve["label"] for curve in chart["curves"]
