@@ -12,7 +12,7 @@ from tnav.records import FaultKind
 
 SOFT = Ending(How.SOFT, 1.5, 1.5, 4.0, 30.0)
 CRASHED = Ending(How.CRASHED, 66.0, 66.0, 400.0, 20.0)
-SILENT = Heard(FaultKind.HEALTHY, FaultKind.HEALTHY, *([None] * 8))
+SILENT = Heard((), FaultKind.HEALTHY, *([None] * 8))
 
 
 @pytest.fixture
@@ -26,7 +26,8 @@ def flown(monkeypatch):
         progress("flying", 0.5)
         kind = said["kind"] or event.expected[0]
         alert_s = None if kind is FaultKind.HEALTHY else 502.0
-        heard = Heard(kind, FaultKind.HEALTHY, 500.0, alert_s, alert_s, alert_s, *([None] * 4))
+        kinds = (kind,) if kind not in (FaultKind.HEALTHY, FaultKind.UNDECIDED) else ()
+        heard = Heard(kinds, FaultKind.HEALTHY, 500.0, alert_s, alert_s, alert_s, *([None] * 4))
         return EventResult(
             event, seed, str(device),
             Flown((CRASHED,) * descents, ()),
@@ -74,7 +75,7 @@ def test_all_events_by_default_and_named_ones_in_their_order(flown, capsys) -> N
     [
         ("kind", FaultKind.ALTIMETER_INCONSISTENT),
         ("kind", FaultKind.HEALTHY),
-        ("twin", Heard(FaultKind.UNDECIDED, FaultKind.HEALTHY, None, 3.0, 3.0, *([None] * 5))),
+        ("twin", Heard((), FaultKind.HEALTHY, None, 3.0, 3.0, *([None] * 5))),
         ("ending", CRASHED),
     ],
 )

@@ -17,6 +17,7 @@ from tnav.evaluate.bench_monitor import VERDICTS, _kind_rows, _total_rows, score
 from tnav.evaluate.flight import Monitoring
 from tnav.evaluate.flight_integrity import IntegrityLog
 from tnav.evaluate.limits import Row
+from tnav.evaluate.stanford import Diagram
 from tnav.monitor.integrity import Stanford
 from tnav.monitor.thresholds import Tuning
 from tnav.monitor.watch import KINDS, Watch
@@ -131,23 +132,27 @@ def test_the_command_hands_on_how_many_and_fails_with_a_row(
 ) -> None:
     asked = []
 
-    def measured(device, *, quick, say, count, kinds):
-        asked.append((quick, count, tuple(kinds)))
-        return [Row("faults: detected", 1, "descents", "= 2", False, 2, "cpu")], CHARTS
+    def measured(device, *, quick, say, count, kinds, seed):
+        asked.append((quick, count, tuple(kinds), seed))
+        rows = [Row("faults: detected", 1, "descents", "= 2", False, 2, "cpu")]
+        return rows, CHARTS, Diagram().chart()
 
     monkeypatch.setattr(bench_monitor, "measure_monitor", measured)
     with pytest.raises(SystemExit) as done:
         main(["bench", "monitor", "--descents", "3", "--device", "cpu"])
     assert done.value.code == 1
-    assert asked == [(False, 3, ())]
+    assert asked == [(False, 3, (), 7)]
     assert "faults: detected" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        main(["bench", "monitor", "--kind", "bias", "--device", "cpu", "--out", str(tmp_path)])
-    assert asked[1] == (False, None, ("bias",))
+        main(["bench", "monitor", "--kind", "bias", "--device", "cpu", "--out", str(tmp_path),
+              "--seed", "12"])  # fmt: skip
+    assert asked[1] == (False, None, ("bias",), 12)
     page = (tmp_path / "monitor.html").read_text()
     assert "faults: detected" in page
-    for figure in re.findall(r"<script type=.application/json.[^>]*>(.*?)</script>", page, re.S):
-        spec = json.loads(figure)
+    figures = re.findall(r"<script type=.application/json.[^>]*>(.*?)</script>", page, re.S)
+    curves, stanford = (json.loads(figure) for figure in figures)
+    assert stanford["data"][0]["type"] == "heatmap"
+    for spec in (curves,):
         assert {mark["name"] for mark in spec["data"]} == {"tnav", "hard gate"}
         delays = [m["y"] for m in spec["data"] if m["name"] == "hard gate"][1]
         assert delays == [0.5]  # a threshold that finds nothing has none
@@ -172,6 +177,7 @@ CHARTS = {
     [
         (["monitor", "--kind", "biass"], "'biass', expected one of: dropout"),
         (["pose", "--kind", "bias"], "--kind is of 'monitor'"),
+        (["pose", "--seed", "3"], "--seed is of 'monitor'"),
     ],
 )
 def test_a_kind_that_is_none_is_told(words: list[str], said: str, capsys) -> None:

@@ -41,9 +41,9 @@ SAID = {
 }
 SOFT = Ending(How.SOFT, 1.5, 1.5, 4.0, 30.0)
 CRASHED = Ending(How.CRASHED, 40.0, 40.0, 400.0, 20.0)
-SILENT = Heard(FaultKind.HEALTHY, FaultKind.HEALTHY, *([None] * 8))
+SILENT = Heard((), FaultKind.HEALTHY, *([None] * 8))
 NAMED = Heard(
-    FaultKind.DROPOUT, FaultKind.DROPOUT, 500.0, 500.5, 502.0, 502.5, 900.0, 44.0, 376.8, 8.6
+    (FaultKind.DROPOUT,), FaultKind.DROPOUT, 500.0, 500.5, 502.0, 502.5, 900.0, 44.0, 376.8, 8.6
 )
 
 
@@ -170,7 +170,6 @@ def test_what_is_said_of_a_lander_on_the_ground_counts_for_nothing() -> None:
             one.monitor.watch,
             alert_s=said.new_tensor(alert_s),
             named_s=said.new_tensor(named_s),
-            first_kind=kinds,
             kind=kinds,
         )
         alerts.look()
@@ -219,8 +218,8 @@ def test_endings(speed_m_s, soft, landed, propellant_kg, how) -> None:
     [
         (NAMED, True),
         (replace(NAMED, last=FaultKind.HEALTHY), True),  # it may clear
-        (replace(NAMED, kind=FaultKind.STUCK), False),
-        (replace(NAMED, kind=FaultKind.UNDECIDED), False),
+        (replace(NAMED, kinds=(FaultKind.STUCK,)), False),
+        (replace(NAMED, kinds=()), False),
         (SILENT, False),
         (replace(NAMED, alert_s=500.0), True),  # with the fault
         (replace(NAMED, alert_s=499.9), False),  # before it
@@ -231,13 +230,44 @@ def test_right_is_the_expected_verdict_and_no_sooner_than_the_fault(heard, right
     assert is_right(event(), heard) is right
 
 
+def test_what_else_fails_may_be_said_first_but_does_not_stand_for_what_is_expected() -> None:
+    both = event(expected=["dropout", "undecided"], besides=["vision_absent"])
+    blind, lost = FaultKind.VISION_ABSENT, FaultKind.DROPOUT
+    assert is_right(both, replace(NAMED, kinds=(blind, lost)))
+    assert not is_right(event(), replace(NAMED, kinds=(blind, lost)))
+    assert is_right(both, replace(NAMED, kinds=(blind,)))  # of the altimeter: undecided
+    assert not is_right(event(besides=["vision_absent"]), replace(NAMED, kinds=(blind,)))
+    assert not is_right(both, replace(NAMED, kinds=(blind, FaultKind.STUCK, lost)))
+    assert not is_right(both, SILENT)
+    row = cells(result(both, replace(NAMED, kinds=(blind, lost))))
+    assert row["verdicts"] == "2 vision_absent, then dropout"
+    with pytest.raises(ValueError, match="among expected and besides"):
+        event(besides=["dropout"])
+
+
+def test_verdicts_are_told_in_their_order() -> None:
+    one = over(flight(1, None, monitor=Monitoring.ACTS), 500.0)
+    alerts = Alerts(one)
+    said = (FaultKind.UNDECIDED, FaultKind.VISION_ABSENT, FaultKind.DROPOUT, FaultKind.DROPOUT)
+    for k, kind in enumerate(said):
+        one.state = replace(one.state, t_s=float(k))
+        one.monitor.watch = replace(
+            one.monitor.watch,
+            alert_s=torch.zeros(1, dtype=torch.float64),
+            kind=torch.tensor([KINDS.index(kind)]),
+        )
+        alerts.look()
+    assert alerts.heard()[0].kinds == (FaultKind.VISION_ABSENT, FaultKind.DROPOUT)
+    assert alerts.heard()[0].kind is FaultKind.VISION_ABSENT
+
+
 def test_right_is_to_clear_where_it_must_and_to_be_silent_where_nothing_is_wrong() -> None:
     clears = event(clears=True)
     assert not is_right(clears, NAMED)
     assert is_right(clears, replace(NAMED, last=FaultKind.HEALTHY))
     nominal = event(expected=["healthy"])
     assert is_right(nominal, SILENT)
-    assert not is_right(nominal, replace(NAMED, kind=FaultKind.UNDECIDED))
+    assert not is_right(nominal, replace(NAMED, kinds=()))
 
 
 @pytest.mark.parametrize(

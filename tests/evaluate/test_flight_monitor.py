@@ -25,6 +25,7 @@ from tnav.simulate.faults import (
     BiasFault,
     CameraFault,
     DropoutFault,
+    NoiseInflationFault,
     NotFusedFault,
     Onset,
     SpuriousEventFault,
@@ -198,6 +199,47 @@ def test_a_stuck_altimeter_is_told_by_its_repetitions(healthy: Flight) -> None:
     one = on(with_fault(healthy, StuckFault(kind="stuck", begins=Onset(at_s=3.25))), FIX - 1)
     assert kinds(one) == both(FaultKind.STUCK)  # no fix is needed
     assert float((monitor_of(one).watch.named_s - 4.2).abs().max()) < 0.11
+    assert same(one.state, monitor_of(one).alone)
+
+
+def test_a_noisy_altimeter_is_told_by_its_contradictions_and_left_where_vision_knows_better(
+    healthy: Flight,
+) -> None:
+    """A hundred times the noise, from 3.5 s on: the fourth triple that bends is there by 5 s."""
+    noise = NoiseInflationFault(kind="noise_inflation", begins=SOON, factor=100.0)
+    one = with_fault(healthy, noise)
+    one.descent = one.descent.model_copy(update={"with_vision": False})
+    on(one, FIX + 7)
+    monitor = monitor_of(one)
+    assert kinds(one) == both(FaultKind.ALTIMETER_NOISE)
+    assert bool((monitor.watch.named_s < 5.15).all())
+    assert bool((monitor.blame.noise_scale > 5.0).all())
+    assert bool(monitor.blame.altimeter.all())
+    assert same(one.state, monitor.alone)
+
+
+def test_a_noisy_altimeter_is_heard_as_such_where_nobody_knows_better() -> None:
+    """Height known to 500 m, noise of a hundred times 2 m: ranges say more, and say how much."""
+    one = over(flight(batch=BATCH, keep=None, monitor=Monitoring.ACTS), 2000.0, 20.0)
+    noise = NoiseInflationFault(kind="noise_inflation", begins=Onset(at_s=0.0), factor=100.0)
+    one.descent = one.descent.model_copy(update={"with_vision": False})
+    one = with_fault(one, noise)
+    covariance = one.state.covariance.clone()
+    covariance[:, 2, 2] = 500.0**2
+    one.state = monitor_of(one).alone = replace(one.state, covariance=covariance)
+    on(one, 60, 1)
+    assert kinds(one) == both(FaultKind.ALTIMETER_NOISE)
+    assert not bool(monitor_of(one).blame.altimeter.any())
+    sigma_m = one.state.covariance[:, 2, 2].sqrt()
+    assert bool((sigma_m < 100.0).all())
+    assert bool((monitor_of(one).alone.covariance[:, 2, 2].sqrt() > 490.0).all())
+    assert bool((height_error_m(one).abs() < 4 * sigma_m).all())
+    # Once it is known better than so noisy a sensor reads it, it is left.
+    known = covariance.clone()
+    known[:, 2, 2] = 1.0
+    monitor_of(one).alone = replace(monitor_of(one).alone, covariance=known)
+    on(one, 62, 61)
+    assert bool(monitor_of(one).blame.altimeter.all())
     assert same(one.state, monitor_of(one).alone)
 
 

@@ -15,10 +15,12 @@ from tnav.monitor.altimeter_checks import (
     RatioLimits,
     RatioTest,
     Stuck,
+    Unsteady,
     predicted_rate_m_s,
     update_kinematic,
     update_ratio,
     update_stuck,
+    update_unsteady,
 )
 from tnav.monitor.changes import ChangeWindow, update_change
 from tnav.monitor.detectors import (
@@ -64,6 +66,12 @@ DETECTORS: dict[str, tuple[Fresh, Update]] = {
         lambda b, device: Stuck.fresh(b, device),
         lambda s, t, x: update_stuck(
             s, t, x["range_m"], x["expected_m"], x["sigma_m"], x["there"], LIMITS.stuck
+        ),
+    ),
+    "unsteady": (
+        lambda b, device: Unsteady.fresh(b, 5, device),
+        lambda s, t, x: update_unsteady(
+            s, t, 5 * x["error_m"], x["sigma_m"], x["there"], LIMITS.unsteady
         ),
     ),
     "kinematic": (

@@ -5,7 +5,14 @@ from scipy.stats import binom
 from torch import Tensor
 
 from tnav.monitor.absence_checks import Absence, Unfused, update_absence, update_unfused
-from tnav.monitor.altimeter_checks import Kinematic, Stuck, update_kinematic, update_stuck
+from tnav.monitor.altimeter_checks import (
+    Kinematic,
+    Stuck,
+    Unsteady,
+    update_kinematic,
+    update_stuck,
+    update_unsteady,
+)
 from tnav.monitor.changes import ChangeWindow, update_change
 from tnav.monitor.detectors import (
     GateCount,
@@ -62,11 +69,12 @@ def healthy_alarms(limits: Thresholds, seed: int) -> Tensor:
     vision = Innovations(TUNING.vision, limits.vision, 6)
     change = ChangeWindow.fresh(LANES, TUNING.change_window, "cpu")
     stuck, absence = Stuck.fresh(LANES, "cpu"), Absence.fresh(LANES, "cpu")
+    unsteady = Unsteady.fresh(LANES, TUNING.unsteady_window, "cpu")
     kinematic = Kinematic.fresh(LANES, TUNING.kinematic_window, "cpu")
     unfused, inertial = Unfused.fresh(LANES, "cpu"), Inertial.fresh(LANES, "cpu")
     star = Shift.fresh(LANES, 3, "cpu")
     everywhere, one = torch.ones(LANES, dtype=torch.bool), torch.ones(LANES, dtype=F64)
-    ever = torch.zeros(14, LANES, dtype=torch.bool)
+    ever = torch.zeros(15, LANES, dtype=torch.bool)
     for i in range(EPOCHS):
         t, z, valid = 0.1 * i, normal(), chance(0.99)
         expected_m = (1000.0 - 3.0 * i) * one
@@ -75,6 +83,7 @@ def healthy_alarms(limits: Thresholds, seed: int) -> Tensor:
         now = [*altimeter.take(t, z[:, None], valid)]
         change = update_change(change, t, 2.0 * z, 2.0 * one, valid, limits.change)
         stuck = update_stuck(stuck, t, range_m, expected_m, 2.0 * one, valid, limits.stuck)
+        unsteady = update_unsteady(unsteady, t, 2.0 * z, 2.0 * one, valid, limits.unsteady)
         kinematic = update_kinematic(
             kinematic, t, range_m, 2.0 * one, -30.0 * one, 0.0 * one, valid, limits.kinematic
         )
@@ -89,7 +98,7 @@ def healthy_alarms(limits: Thresholds, seed: int) -> Tensor:
             now += [*seen, star.alarm]
         else:
             now += [torch.zeros_like(everywhere)] * 4
-        now += [change.jump.alarm, change.ramp.alarm, stuck.alarm, kinematic.alarm]
+        now += [change.jump.alarm, change.ramp.alarm, stuck.alarm, unsteady.alarm, kinematic.alarm]
         now += [absence.alarm, unfused.alarm, inertial.alarm]
         ever |= torch.stack(now)
     return ever

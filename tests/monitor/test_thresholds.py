@@ -262,7 +262,7 @@ def test_every_limit_is_of_its_share() -> None:
         assert sensor.shift.level == cusum_threshold(0.5, samples, half * 0.10 / m)
     assert limits.change.jump == jump_threshold(64, n, 2e-4)
     assert limits.change.ramp == ramp_threshold(64, n, 2e-4)
-    assert limits.kinematic.level == slope_threshold(20, n, 2e-4)
+    assert limits.kinematic.level == slope_threshold(20, n, 1e-4)
     assert limits.absence.level == likelihood_threshold(n, 1e-4)
     assert limits.blindness.level == likelihood_threshold(30.0, 1e-4)
     assert limits.unfused.run == 10  # of 1e-20: as many as the tuning asks for at least

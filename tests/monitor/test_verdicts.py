@@ -92,6 +92,13 @@ def test_ground_differs_where_both_are_displaced_alike(
     assert opposite is FaultKind.UNDECIDED
 
 
+@pytest.mark.parametrize(("fix_up_m", "seen"), [(8.99, False), (9.01, True), (-9.01, False)])
+def test_ground_differs_only_where_the_fix_saw_it(fix_up_m: float, seen: bool) -> None:
+    """Three sigma of 3 m, and to the side that the ranges are off to."""
+    found = verdict(**BOTH, fix_up_m=fix_up_m, range_up_m=17.0)
+    assert found is (FaultKind.TERRAIN if seen else FaultKind.UNDECIDED)
+
+
 def test_ground_differs_only_where_ranges_of_now_are_off() -> None:
     fix = {"fix_up_m": 17.0}
     assert verdict(**BOTH, **fix, range_up_m=16.01) is FaultKind.TERRAIN  # 4 sigma of 4 m
@@ -150,6 +157,9 @@ def test_stars_accuse_no_unit_where_the_filter_may_have_followed_a_wrong_fix() -
     assert verdict(star_shift=15.0, range_s=-math.inf) is FaultKind.INERTIAL
     assert verdict(star_shift=15.0, doubted=True, range_s=-math.inf) is not FaultKind.INERTIAL
     assert verdict(inertial=15.0, doubted=True, range_s=-math.inf) is FaultKind.INERTIAL
+    # By no fix could it be turned so far.
+    far = {"star_shift": 15.0, "doubted": True, "turned": True}
+    assert verdict(**far, range_s=-math.inf) is FaultKind.INERTIAL
 
 
 def test_slow_separation_accuses_the_altimeter_by_a_fix_that_agrees() -> None:

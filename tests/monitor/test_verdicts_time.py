@@ -210,7 +210,7 @@ _onset = st.sampled_from([None, None, None, 8.0, 11.0, 12.0])
 def evidence(draw: st.DrawFn) -> dict:
     """Evidence of one descent, on grids that hold both sides of what is decided."""
     names = ("jump", "range_scatter", "range_shift", "fix_count", "apart", "unfused", "stuck",
-             "inertial")  # fmt: skip
+             "unsteady", "inertial")  # fmt: skip
     found = {name: draw(_onset) for name in names}
     what: dict = {name: at_s for name, at_s in found.items() if at_s is not None}
     if draw(st.integers(0, 5)) == 0:
@@ -251,11 +251,15 @@ def by_the_table(x: dict) -> FaultKind:
         return FaultKind.INERTIAL
     if "stuck" in x:
         return FaultKind.STUCK
+    if "unsteady" in x:
+        return FaultKind.ALTIMETER_NOISE
     if "unfused" in x:
         return FaultKind.NOT_FUSED
     doubt = on_ranges or "apart" in x or "fix_count" in x
     seen_since = x["fix_s"] >= 10.0  # the first miss
-    if off and not agrees and alike and doubt:
+    displaced = off and not agrees and alike and doubt
+    seen = math.copysign(1.0, x["range_up_m"]) * x["fix_up_m"] > 9.0
+    if displaced and (sideways or seen):
         return FaultKind.INERTIAL if sideways else FaultKind.TERRAIN
     if "outage" in x and seen_since and not agrees and x["fix_up_m"] > x["reach_m"]:
         return FaultKind.TERRAIN

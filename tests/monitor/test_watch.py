@@ -41,6 +41,7 @@ SETUP = WatchSetup(
     witness_nis=22.0,
     gate_nis=27.9,
     blind_below_m=60.0,
+    relief_sigma_m=0.25,
 )
 
 
@@ -240,6 +241,74 @@ def test_what_is_kept_of_a_range() -> None:
     assert float(watch.range_up_m) == -30.0
     noise_m = math.hypot(0.3, 0.4)  # floor, and a thousandth of 400 m
     assert float(watch.range_sigma_m) == pytest.approx(math.hypot(4.0, noise_m))
+
+
+def row(value: list) -> Tensor:
+    held = torch.tensor(value)
+    return held.to(F64) if held.is_floating_point() else held
+
+
+def kept_back(looks: int, off_m: Callable[[int], float], **own) -> bool:
+    """Whether ranges that are not fused count as unused ones after so many."""
+    watch = fresh()
+    for i in range(looks):
+        one = look(0.1 * i, off_m=off_m(i), fused=False)
+        one = replace(one, own=replace(one.own, **{n: row(v) for n, v in own.items()}))
+        watch = watch_range(watch, one, SETUP)
+    return bool(watch.unfused.alarm)
+
+
+def test_ranges_count_as_unused_that_agree_with_what_is_expected_and_with_each_other() -> None:
+    run = SETUP.thresholds.unfused.run
+    assert kept_back(run, lambda i: 5.0)
+    assert not kept_back(run - 1, lambda i: 5.0)
+    # 3 sigma of the difference of two, each of hypot(0.3 m, 1 m of 1 km, 0.25 m) or so: 4.6 m.
+    noise_m = math.sqrt(0.3**2 + 1.0**2 + 0.25**2)
+    for share, unused in ((0.99, True), (1.01, False)):
+        swing_m = share * 3 * math.sqrt(2) * noise_m
+        assert kept_back(run, lambda i, s=swing_m: s * (i % 2)) is unused
+
+
+def test_what_navigation_refuses_is_unused_only_where_it_is_navigation_that_is_off() -> None:
+    """Expected without altimeter to 4 m: navigation is off where it is 12 m from that."""
+    run = SETUP.thresholds.unfused.run
+    refused = {"present": [True], "fused": [False]}
+    for own_m, unused in ((17.1, True), (16.9, False), (-7.1, True), (-6.9, False)):
+        assert kept_back(run, lambda i: 5.0, value=[[own_m]], **refused) is unused
+    # What it was never given, it did not refuse.
+    assert kept_back(run, lambda i: 5.0, present=[False], fused=[False])
+
+
+def test_noise_is_that_of_the_range_that_is_read_where_it_is_the_longer() -> None:
+    """Expected at 100 m, read at 3 km: 3 m of noise bend by no more than is allowed."""
+    wild = [0.0, 8.0, 0.0]
+    for off_m, bends in ((2900.0, False), (0.0, True)):
+        watch = fresh()
+        for i in range(12):
+            watch = watch_range(
+                watch, look(0.1 * i, off_m=off_m + wild[i % 3], expected_m=100.0), SETUP
+            )
+        assert bool(watch.unsteady.alarm) is bends
+
+
+def test_expectations_that_leap_with_a_fix_begin_a_triple_anew() -> None:
+    watch = heard(2, off_m=300.0)
+    assert int(watch.unsteady.held) == 2
+    z = torch.zeros(1, 6, dtype=F64)
+    absent = innovation(0.15, Sensor.VISION, z, 9.0, torch.tensor([False]))
+    assert int(watch_fix(watch, 0.1, absent, IMAGED, SETUP).unsteady.held) == 2
+    watch = watch_fix(watch, 0.1, innovation(0.15, Sensor.VISION, z, 9.0), IMAGED, SETUP)
+    assert int(watch.unsteady.held) == 0
+
+
+def test_stars_that_no_fix_could_have_turned_so_far_are_remembered() -> None:
+    """By a degree, of all three axes."""
+    for off_deg, turned in ((0.99, False), (1.01, True)):
+        off = torch.full((1, 3), math.radians(off_deg) / math.sqrt(3), dtype=F64)
+        watch = watch_stars(fresh(), innovation(1.0, Sensor.STAR_TRACKER, off), SETUP)
+        assert bool(watch.turned) is turned
+        watch = watch_stars(watch, innovation(2.0, Sensor.STAR_TRACKER, 0 * off), SETUP)
+        assert bool(watch.turned) is turned
 
 
 @pytest.mark.parametrize(("expected_m", "blind"), [(59.9, True), (60.1, False)])

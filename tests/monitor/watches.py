@@ -23,12 +23,13 @@ SETUP = WatchSetup(
     witness_nis=22.0,
     gate_nis=27.9,
     blind_below_m=60.0,
+    relief_sigma_m=0.25,
 )
 NOW_S = 20.0
 # Detectors by the name of their evidence: field of the watch, its flag (None: its alarm).
 ON_RANGES = ("range_count", "range_shift", "jump", "ramp", "range_scatter")
 ON_FIXES, ON_UNIT = ("fix_count", "fix_shift"), ("inertial", "star_shift")
-ALONE = ("absence", "blindness", "stuck", "unfused", "apart")
+ALONE = ("absence", "blindness", "stuck", "unsteady", "unfused", "apart")
 
 
 def row(value: float | bool | int) -> Tensor:

@@ -655,6 +655,23 @@ def test_batch_of_two_is_two_batches_of_one() -> None:
         assert torch.allclose(alone.position_L[0], after.position_L[i], rtol=0, atol=1e-9)
 
 
+def test_a_noisier_sensor_is_weighed_as_one_that_says_so() -> None:
+    """Seven times the noise, of one of two descents: as an altimeter of such a specification."""
+    both = start(70.0, batch=2)
+    prediction, H = plane_prediction(both, CONFIG)
+    valid = torch.ones(2, dtype=torch.bool)
+    reading = AltimeterReading(70.0, prediction.range_m + 3.0, valid)
+    scale = torch.tensor([1.0, 7.0], dtype=F64)
+    noisier = replace(
+        SPEC, noise_floor_m=7 * SPEC.noise_floor_m, noise_fraction=7 * SPEC.noise_fraction
+    )
+    scaled, _ = update_altimeter(both, reading, prediction, H, SPEC, CONFIG, scale)
+    for lane, spec in enumerate((SPEC, noisier)):
+        plain, _ = update_altimeter(both, reading, prediction, H, spec, CONFIG)
+        torch.testing.assert_close(plain.covariance[lane], scaled.covariance[lane])
+        torch.testing.assert_close(plain.position_L[lane], scaled.position_L[lane])
+
+
 def test_bad_input_in_one_line() -> None:
     with pytest.raises(ConfigError, match=r"filter\.relief_sigma_m: -1.0, expected > 0"):
         FilterConfig(relief_sigma_m=-1.0)

@@ -204,6 +204,9 @@ def bench(
     method: Annotated[list[str] | None, typer.Option(help="one of several (match)")] = None,
     row: Annotated[list[str] | None, typer.Option(help="one of several (match)")] = None,
     kind: Annotated[list[str] | None, typer.Option(help="of fault, one of all (monitor)")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=10**6, help="number of the draw (monitor)")
+    ] = None,
 ) -> None:
     """Measure and print a table; exit status 1 where a limit is missed."""
     from tnav.evaluate.bench import RELIEF_SEED, measure
@@ -213,8 +216,8 @@ def bench(
     def say(text: str) -> None:
         print(text, file=sys.stderr)
 
-    if kind and name != "monitor":
-        raise ConfigError(f"bench {name}: --kind is of 'monitor'")
+    if name != "monitor" and (kind or seed is not None):
+        raise ConfigError(f"bench {name}: {'--kind' if kind else '--seed'} is of 'monitor'")
     if name == "match":
         from tnav.evaluate.bench_match import measure_match
 
@@ -231,15 +234,16 @@ def bench(
             resolve_device(device), quick=quick, say=say, out=out, model_descents=descents
         )
     elif name == "monitor":
-        from tnav.evaluate.bench_monitor import measure_monitor
+        from tnav.evaluate.bench_monitor import SEED, measure_monitor
 
-        rows, charts = measure_monitor(
-            resolve_device(device), quick=quick, say=say, count=descents, kinds=kind or ()
-        )
+        rows, charts, diagram = measure_monitor(
+            resolve_device(device), quick=quick, say=say, count=descents, kinds=kind or (),
+            seed=SEED if seed is None else seed,
+        )  # fmt: skip
         if out is not None:
             from tnav.report.monitor import write_monitor_page
 
-            say(f"page: {write_monitor_page(out, rows, charts)}")
+            say(f"page: {write_monitor_page(out, rows, charts, diagram)}")
     elif name == "fix-model":
         from tnav.evaluate.fix_check import measure_fix_model
 

@@ -42,7 +42,7 @@ def run(
     as_json: Annotated[
         bool, typer.Option("--json", help="results as JSON on standard output")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="folder for NAME.json of each event")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for events.html and NAME.json")] = None,
     descents: Annotated[int, typer.Option(min=1, max=1000, help="draws of each flight")] = 4,
     seed: Annotated[int, typer.Option(min=-(10**6), max=10**6, help="number of the draw")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
@@ -61,6 +61,10 @@ def run(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # before the flights, not after them
     results = _flown(events, where, descents, seed, out)
+    if out is not None:
+        from tnav.report.events import write_events_page
+
+        print(f"page: {write_events_page(out, results)}", file=sys.stderr)
     if as_json:
         print(json.dumps([as_dict(result) for result in results], allow_nan=False, indent=1))
     else:

@@ -21,12 +21,15 @@ from tnav.evaluate.descent_plan import Descent, load_descent
 from tnav.evaluate.descent_score import BLIND_DOWN_MAX_M_S
 from tnav.evaluate.flight import Flight, Monitoring
 from tnav.evaluate.flight_detectable import DETECTED, least_error
-from tnav.evaluate.flight_runs import Site, fly_model, site_of
+from tnav.evaluate.flight_runs import Site, model_flight, site_of
 from tnav.evaluate.limits import Row
 from tnav.evaluate.match_scores import binomial_interval
 from tnav.evaluate.relief_charts import Chart
+from tnav.evaluate.stanford import Diagram
+from tnav.evaluate.whiteness import Whiteness, whiteness_rows
 from tnav.monitor.bounds import upper_quantile
 from tnav.monitor.integrity import Stanford
+from tnav.monitor.thresholds import Tuning
 from tnav.monitor.watch import KINDS
 from tnav.records import FaultKind
 from tnav.simulate.fault_effects import thrust_factor
@@ -36,7 +39,7 @@ Say = Callable[[str], None]
 
 DESCENT = "resilience"
 _COUNT, _QUICK = 1000, 20
-_SEED = 7
+SEED = 7
 _QUICK_KINDS = ("step_terrain", "bias", "late_acquisition")
 _BATCH = 250
 _FALSE_ALARMS_PER_DESCENT = 1e-3
@@ -106,9 +109,9 @@ class Scored:
 
 def measure_monitor(
     device: torch.device, *, quick: bool, say: Say, count: int | None = None,
-    kinds: Sequence[str] = (),
-) -> tuple[list[Row], dict[str, Chart]]:  # fmt: skip
-    """The table of the monitor, and its curves against baselines by kind of fault.
+    kinds: Sequence[str] = (), seed: int = SEED,
+) -> tuple[list[Row], dict[str, Chart], Chart]:  # fmt: skip
+    """The monitor's table, its curves against baselines by kind of fault, its Stanford diagram.
 
     Args:
         device: of terrain and descents.
@@ -116,6 +119,7 @@ def measure_monitor(
         say: told what goes on.
         count: descents of each kind, instead of 1,000.
         kinds: of faults, instead of all.
+        seed: number of the first batch.
 
     Raises:
         ConfigError: no such kind.
@@ -128,38 +132,49 @@ def measure_monitor(
     site = site_of(descent, device)
     n = count or (_QUICK if quick else _COUNT)
     wanted = tuple(kinds) or (_QUICK_KINDS if quick else tuple(VERDICTS))
-    rows = _nominal(descent, site, n, str(device), say)
+    rows, diagram = _nominal(descent, site, n, str(device), say, seed)
     parts: list[Scored] = []
     for kind in wanted:
-        flights = _flown(descent, site, kind, n, say)
+        flights = _flown(descent, site, kind, n, say, seed)
+        diagram.add([(f.integrity.looks, f.integrity.tally) for f in flights])
         scored = _joined([score(f, kind) for f in flights])
-        _say_missed(kind, scored, say)
+        _say_missed(kind, scored, say, seed)
         rows += _kind_rows(kind, scored, str(device))
         parts.append(scored)
     rows += _total_rows(_joined(parts), str(device))
+    rows += diagram.rows(str(device))
     against = [] if quick else [kind for kind in wanted if kind in COMPARED]
     if not against:
-        return rows, {}
-    compared, charts = compare(descent, site, min(n, _BATCH), _SEED, _begun_in_time, say, against)
-    least = [] if kinds else measure_detectable(descent, site, min(n, _BATCH), _SEED, say)
-    return rows + compared + least, charts
+        return rows, {}, diagram.chart()
+    compared, charts = compare(descent, site, min(n, _BATCH), seed, _begun_in_time, say, against)
+    least = [] if kinds else measure_detectable(descent, site, min(n, _BATCH), seed, say)
+    return rows + compared + least, charts, diagram.chart()
 
 
-def _flown(descent: Descent, site: Site, kind: str | None, count: int, say: Say) -> list[Flight]:
-    flights, number = [], 0
+def _flown(
+    descent: Descent,
+    site: Site,
+    kind: str | None,
+    count: int,
+    say: Say,
+    seed: int,
+    begun: Callable[[Flight], None] = lambda flight: None,
+) -> list[Flight]:
+    """Batches of one kind of fault; ``begun`` is given each before it flies."""
+    flights: list[Flight] = []
     faults = () if kind is None else (TypeAdapter(Fault).validate_python({"kind": kind}),)
     while count > 0:
         batch = min(count, _BATCH)
         say(f"{kind or 'nominal'}: {batch} descents")
         began = time.perf_counter()
-        flights.append(
-            fly_model(
-                descent, site, batch, _SEED + number, lambda text, share: None,
-                faults=faults, monitor=Monitoring.ACTS,
-            )
-        )  # fmt: skip
+        flight = model_flight(
+            descent, site, batch, seed + len(flights), faults=faults, monitor=Monitoring.ACTS
+        )
+        begun(flight)
+        flight.fly(lambda text, share: None)
         say(f"{kind or 'nominal'}: {time.perf_counter() - began:.0f} s")
-        count, number = count - batch, number + 1
+        flights.append(flight)
+        count -= batch
     return flights
 
 
@@ -188,14 +203,14 @@ def score(flight: Flight, kind: str) -> Scored:
     )
 
 
-def _say_missed(kind: str, scored: Scored, say: Say) -> None:
+def _say_missed(kind: str, scored: Scored, say: Say, seed: int) -> None:
     """Names the descents that count against the monitor: batch of the seed, and place in it."""
     for what, which in (
         ("missed", scored.sized & ~scored.in_time),
         ("wrong verdict", scored.named & ~scored.right),
     ):
         for i in which.nonzero()[:, 0].tolist():
-            say(f"{kind}: {what}, seed {_SEED + i // _BATCH}, descent {i % _BATCH}")
+            say(f"{kind}: {what}, seed {seed + i // _BATCH}, descent {i % _BATCH}")
 
 
 def _begun_in_time(flight: Flight, _: str) -> Bool[Tensor, " b"]:
@@ -219,9 +234,17 @@ def _joined(parts: Sequence[Scored]) -> Scored:
     return Scored(*(torch.cat([getattr(p, n) for p in parts]) for n in Scored.__slots__))
 
 
-def _nominal(descent: Descent, site: Site, count: int, device: str, say: Say) -> list[Row]:
+def _nominal(
+    descent: Descent, site: Site, count: int, device: str, say: Say, seed: int
+) -> tuple[list[Row], Diagram]:
+    white: list[Whiteness] = []
+
+    def listen(flight: Flight) -> None:
+        white.append(Whiteness(len(flight.log.landed), site.terrain_map.device))
+        flight.after_range = white[-1].look
+
     began = time.perf_counter()
-    flights = _flown(descent, site, None, count, say)
+    flights = _flown(descent, site, None, count, say, seed, listen)
     seconds = time.perf_counter() - began
     alarms = steps = 0
     soft = 0
@@ -235,7 +258,9 @@ def _nominal(descent: Descent, site: Site, count: int, device: str, say: Say) ->
     rate = f"95 %: {100 * low:.2g} to {100 * high:.2g} %"
     expected = max(1, round(_FALSE_ALARMS_PER_DESCENT * count))
     each_ms = 1e3 * seconds / steps
-    return [
+    diagram = Diagram()
+    diagram.add([(f.integrity.looks, f.integrity.tally) for f in flights])
+    rows = [
         Row(
             f"nominal: descents with an alarm ({rate})", alarms, "descents", f"<= {expected}",
             alarms <= expected, count, device,
@@ -245,6 +270,7 @@ def _nominal(descent: Descent, site: Site, count: int, device: str, say: Say) ->
         Row("flight and monitor, per epoch and descent", round(each_ms, 4), "ms", f"< {_COST_MS:g}",
             each_ms < _COST_MS, count, device),
     ]  # fmt: skip
+    return rows + whiteness_rows(white, Tuning().overbound, device), diagram
 
 
 def _kind_rows(kind: str, scored: Scored, device: str) -> list[Row]:

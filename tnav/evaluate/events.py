@@ -9,7 +9,7 @@ from datetime import date
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from tnav.config import Recipe, datasets_dir, find_recipe, load_recipe
 from tnav.errors import ConfigError
@@ -91,6 +91,8 @@ class Event(Recipe):
     faults: tuple[Fault, ...] = ()
     # Any of them is right; healthy: nothing may be said.
     expected: tuple[FaultKind, ...]
+    # Of what else fails: right, too, and may be said before; does not stand for what is expected.
+    besides: tuple[FaultKind, ...] = ()
     clears: bool = False  # the verdict must have ended before touchdown
     saved: bool = True  # the lander must reach the ground under 3 m/s
     seed: int = Field(default=0, ge=-1000, le=1000)  # number of the draw, beside the caller's
@@ -105,6 +107,13 @@ class Event(Recipe):
         if FaultKind.HEALTHY in value and len(value) > 1:
             raise ValueError("healthy beside other verdicts: expected it alone, or the others")
         return value
+
+    @model_validator(mode="after")
+    def _apart(self) -> "Event":
+        both = sorted(set(self.expected) & set(self.besides))
+        if both:
+            raise ValueError(f"{both[0].value} among expected and besides: expected it in one")
+        return self
 
     def flown_with_tnav(self) -> Descent:
         """The descent that tnav flies, and that its twin without faults does.

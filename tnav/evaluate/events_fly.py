@@ -10,6 +10,7 @@ proposed here from controllability, no standard).
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -25,7 +26,7 @@ from tnav.evaluate.flight_runs import Site, model_flight, site_of
 from tnav.evaluate.flight_score import ACROSS_MAX_M_S, DOWN_MAX_M_S
 from tnav.geometry.moon import up_L
 from tnav.monitor.integrity import alert_limit
-from tnav.monitor.watch import HEALTHY, KINDS
+from tnav.monitor.watch import HEALTHY, KINDS, UNDECIDED
 from tnav.records import FaultKind
 
 SAVED_M_S = 3.0  # at contact, of all of the velocity
@@ -61,7 +62,7 @@ class Ending:
 class Heard:
     """What the monitor said of one descent; None: it did not."""
 
-    kind: FaultKind  # first one that it named; undecided where it named none but alarmed
+    kinds: tuple[FaultKind, ...]  # that it named, in their order
     last: FaultKind  # that stood at the end
     begun_s: float | None  # truth: the first fault
     onset_s: float | None  # its estimate
@@ -71,6 +72,18 @@ class Heard:
     descent_rate_m_s: float | None
     margin_m: float | None  # to the point of no return; negative: past it
     margin_s: float | None  # None: rising
+
+    @property
+    def kind(self) -> FaultKind:
+        """First one that it named; undecided where it named none but alarmed."""
+        return self.verdict()
+
+    def verdict(self, besides: Collection[FaultKind] = ()) -> FaultKind:
+        """The same, of what is not asked for besides."""
+        for kind in self.kinds:
+            if kind not in besides:
+                return kind
+        return FaultKind.HEALTHY if self.alert_s is None else FaultKind.UNDECIDED
 
     @property
     def delay_s(self) -> float | None:
@@ -185,7 +198,12 @@ class Alerts:
         self.flight, watch = flight, flight.monitor.watch
         lander = flight.lander
         self.raised = torch.zeros_like(lander.landed)
-        self.kind, self.first_kind, self.named_s = watch.kind, watch.first_kind, watch.named_s
+        self.kind, self.named_s = watch.kind, watch.named_s
+        self.codes = torch.arange(len(KINDS)).to(watch.kind.device)
+        # Since when each verdict stood first; infinite where it did not.
+        self.since_s = torch.full_like(lander.propellant_kg, math.inf)[:, None].repeat(
+            1, len(KINDS)
+        )
         self.looks_from_L = lander.position_L
         self.agl_m = torch.full_like(lander.propellant_kg, math.nan)
         self.rate_m_s = torch.full_like(self.agl_m, math.nan)
@@ -198,7 +216,8 @@ class Alerts:
         now = watch.alert_s.isfinite() & aloft & ~self.raised
         self.raised = self.raised | now
         self.kind = torch.where(aloft, watch.kind, self.kind)
-        self.first_kind = torch.where(aloft, watch.first_kind, self.first_kind)
+        stands = (self.kind[:, None] == self.codes) & (aloft & self.raised)[:, None]
+        self.since_s = torch.where(stands & self.since_s.isinf(), flight.state.t_s, self.since_s)
         self.named_s = torch.where(aloft, watch.named_s, self.named_s)
         # Over the site where there is no terrain; by a ray from each place at the end.
         height_m = height_over_site_m(lander, flight.site_z_m)
@@ -222,9 +241,6 @@ class Alerts:
             torch.full_like(agl_m, flight.scenario.net_deceleration_m_s2),
         )
         none = torch.full_like(agl_m, math.nan)
-        undecided = torch.full_like(self.kind, KINDS.index(FaultKind.UNDECIDED))
-        nobody = torch.where(self.raised, undecided, HEALTHY)
-        first = torch.where(self.named_s.isnan(), nobody, self.first_kind)
         columns: dict[str, Tensor] = {
             "begun_s": begun_s.amin(1) if begun_s.shape[1] else none,
             "onset_s": torch.where(self.raised, watch.onset_s, none),
@@ -237,9 +253,17 @@ class Alerts:
         }
         values = {name: _listed(column) for name, column in columns.items()}
         return tuple(
-            Heard(KINDS[kind], KINDS[last], **{name: row[i] for name, row in values.items()})
-            for i, (kind, last) in enumerate(zip(first.tolist(), self.kind.tolist(), strict=True))
+            Heard(_in_order(since_s), KINDS[last], **{name: row[i] for name, row in values.items()})
+            for i, (since_s, last) in enumerate(
+                zip(self.since_s.tolist(), self.kind.tolist(), strict=True)
+            )
         )
+
+
+def _in_order(since_s: list[float]) -> tuple[FaultKind, ...]:
+    """Kinds that name somebody, by when they stood first."""
+    said = sorted((at_s, code) for code, at_s in enumerate(since_s) if math.isfinite(at_s))
+    return tuple(KINDS[code] for _, code in said if code not in (HEALTHY, UNDECIDED))
 
 
 def _endings(flight: Flight) -> tuple[Ending, ...]:

@@ -41,7 +41,7 @@ def is_right(event: Event, heard: Heard) -> bool:
         return False
     if event.clears and heard.last is not FaultKind.HEALTHY:
         return False
-    return heard.kind in event.expected
+    return heard.verdict(event.besides) in event.expected
 
 
 def cells(result: EventResult) -> dict[str, str]:
@@ -56,7 +56,7 @@ def cells(result: EventResult) -> dict[str, str]:
     return {
         "event": result.event.name,
         "expected": " or ".join(result.event.expected),
-        "verdicts": _counted([h.kind.value for h in heard]),
+        "verdicts": _counted([_words(h) for h in heard]),
         "alert after": f"{_median(delays_s):.1f} s" if delays_s else "",
         "least margin": least,
         "as flown": _ended(result.as_flown),
@@ -79,6 +79,7 @@ def as_dict(result: EventResult) -> dict[str, Any]:
         "seed": result.seed,
         "device": result.device,
         "expected": [kind.value for kind in event.expected],
+        "besides": [kind.value for kind in event.besides],
         "must_be_saved": event.saved,
         "descents": judged.descents,
         "verdicts_right": judged.right,
@@ -116,7 +117,13 @@ def _heard(heard: Heard) -> dict[str, Any]:
             "margin_m", "margin_s",
         )
     }  # fmt: skip
-    return {"kind": heard.kind.value, "last": heard.last.value, **numbers}
+    kinds = [kind.value for kind in heard.kinds]
+    return {"kind": heard.kind.value, "kinds": kinds, "last": heard.last.value, **numbers}
+
+
+def _words(heard: Heard) -> str:
+    """All that was named of one descent."""
+    return ", then ".join(kind.value for kind in heard.kinds) or heard.kind.value
 
 
 def _ended(flown: Flown | None) -> str:

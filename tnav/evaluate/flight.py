@@ -335,10 +335,11 @@ class Flight:
         )
         range_m, valid = self.faults.ranges(t_s, *healthy, true, self.lander, beam, altimeter)
         delivered = AltimeterReading(t_s, range_m, valid)
-        given = self.faults.fused(t_s, valid)
+        given, noise_scale = self.faults.fused(t_s, valid), None
         if self.monitor is not None and self.monitor.acts:
             blame = self.monitor.blame
             given = torch.where(blame.unfused, valid, given) & ~blame.altimeter
+            noise_scale = blame.noise_scale
         relief_m2 = None
         if self.config.altimeter_gate is GatePolicy.TERRAIN_AWARE:
             # Ground that nobody ranges to need not be known.
@@ -348,7 +349,7 @@ class Flight:
         reading = AltimeterReading(self.state.t_s, range_m, given)
         prediction, H = predict_range(self.state, self.map, self.spec, self.config, age_s)
         self.state, innovation = update_altimeter(
-            self.state, reading, prediction, H, self.spec, self.config
+            self.state, reading, prediction, H, self.spec, self.config, noise_scale
         )
         if self.monitor is not None:
             look = self.monitor.range(delivered, innovation, self._view(agl_m), relief_m2, age_s)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
+from tnav.evaluate.stanford import Tally
 from tnav.monitor.integrity import Stanford, alert_limit, stanford
 from tnav.monitor.watch import Watch
 from tnav.simulate.lander import Lander, LanderState
@@ -30,6 +31,7 @@ class IntegrityLog:
     alert_margin_s: Float64[Tensor, " b"] = field(init=False)  # until the point of no return
     no_return_s: Float64[Tensor, " b"] = field(init=False)  # first time too low to stop; inf: none
     seen: Bool[Tensor, " b"] = field(init=False)
+    tally: Tally = field(init=False)
 
     def __post_init__(self) -> None:
         self.looks = torch.zeros(self.batch, len(Stanford), dtype=torch.float64, device=self.device)
@@ -37,6 +39,7 @@ class IntegrityLog:
         self.alert_limit_m = self.alert_agl_m = self.alert_margin_s = never
         self.seen = torch.zeros(self.batch, dtype=torch.bool, device=self.device)
         self.no_return_s = torch.full_like(never, math.inf)
+        self.tally = Tally(self.device)
 
     @property
     def in_time(self) -> Bool[Tensor, " b"]:
@@ -70,6 +73,7 @@ class IntegrityLog:
         classes = stanford(agl_error_m, watch.protection_m, limit.limit_m, alert)
         one = torch.nn.functional.one_hot(classes, len(Stanford)) * usable[:, None]
         self.looks = self.looks + one
+        self.tally.look(agl_error_m, watch.protection_m, limit.limit_m, usable & ~alert)
         too_low = flown & (limit.limit_m <= 0)
         self.no_return_s = torch.where(too_low & self.in_time, state.t_s, self.no_return_s)
         first = alert & ~self.seen & flown

@@ -1,7 +1,8 @@
 """The monitor in the closed loop: a filter without altimeter beside navigation's, and what is done.
 
 Where the monitor names the altimeter, navigation goes on with the filter that never heard it;
-where it names vision or the ground, with a height that the next readings set anew.
+where it names vision or the ground, with a height that the next readings set anew. An altimeter
+that is only noisy is heard as such as long as nobody knows the height better.
 """
 
 import math
@@ -40,6 +41,7 @@ from tnav.records import (
     FaultKind,
     InertialIncrements,
     Innovation,
+    RangePrediction,
     StarTrackerReading,
 )
 from tnav.terrain.heightfield import Terrain
@@ -56,19 +58,17 @@ _UNREAD_M_S2, _UNREAD_RAD_S = 4.0, 0.5
 # After seconds of thrust in a direction that is not known.
 _LOST_RAD, _LOST_M_S, _LOST_M = 1.0, 10.0, 30.0
 _BLAMED = {
-    "altimeter": (
-        FaultKind.ALTIMETER_INCONSISTENT,
-        FaultKind.ALTIMETER_NOISE,
-        FaultKind.STUCK,
-    ),
+    "altimeter": (FaultKind.ALTIMETER_INCONSISTENT, FaultKind.STUCK),
+    "noise": (FaultKind.ALTIMETER_NOISE,),
     "vision": (FaultKind.VISION_INCONSISTENT,),
 }
 
 
 def watch_setup(
-    descent: Descent, rates: Rates | None = None, gate_probability: float = 0.9999
+    descent: Descent, rates: Rates | None = None, config: FilterConfig | None = None
 ) -> WatchSetup:
     """What the monitor is told of a descent: rates of its sensors, their specifications."""
+    config = config or FilterConfig()
     spec, timing = descent.altimeter.spec(), descent.timing
     steps = math.ceil(descent.duration_max_s / descent.step_s)
     tuning = Tuning(
@@ -97,7 +97,8 @@ def watch_setup(
         multipliers=risk.multipliers(),
         blind_below_m=descent.seeing.agl_min_m,
         witness_nis=chi_square_quantile(_WITNESS, 6),
-        gate_nis=chi_square_quantile(1 - gate_probability, 6),
+        gate_nis=chi_square_quantile(1 - config.gate_probability, 6),
+        relief_sigma_m=config.relief_sigma_m,
     )
 
 
@@ -106,6 +107,8 @@ class Blame:
     """Whom navigation hears no more, and what it is told besides."""
 
     altimeter: Bool[Tensor, " b"]
+    noise: Bool[Tensor, " b"]  # of the altimeter
+    noise_scale: Float64[Tensor, " b"]  # by what its maker states
     vision: Bool[Tensor, " b"]
     terrain: Bool[Tensor, " b"]
     unfused: Bool[Tensor, " b"]
@@ -130,7 +133,7 @@ class FlightMonitor:
             acts: verdicts change what navigation hears; otherwise they are written down.
         """
         self._descent = descent
-        self.setup, self.acts = watch_setup(descent, gate_probability=config.gate_probability), acts
+        self.setup, self.acts = watch_setup(descent, config=config), acts
         self.spec, self.config, self.frame, self.map = self.setup.spec, config, frame, terrain_map
         self.dt_s, self.batch = descent.step_s, len(state.position_L)
         self.aloft = torch.ones(self.batch, dtype=torch.bool, device=terrain_map.device)
@@ -138,6 +141,7 @@ class FlightMonitor:
         self.alone = state
         self.watch = Watch.fresh(self.batch, self.setup.tuning, terrain_map.device)
         self.others: list[tuple[Watch, WatchSetup]] = []  # at other rates; nobody acts on them
+        self._expected: RangePrediction | None = None  # the last, without altimeter
         self.blame = self._blame()
 
     def propagate(self, increments: InertialIncrements, thrusting: Bool[Tensor, " b"]) -> None:
@@ -153,7 +157,7 @@ class FlightMonitor:
 
     def also(self, rates: Rates) -> None:
         """Verdicts of other false-alarm rates are written down besides."""
-        setup = watch_setup(self._descent, rates, self.config.gate_probability)
+        setup = watch_setup(self._descent, rates, self.config)
         watch = Watch.fresh(self.batch, setup.tuning, self.map.device)
         self.others.append((watch, setup))
 
@@ -213,6 +217,7 @@ class FlightMonitor:
         """
         self.alone = travel(self.alone, view, self.config, relief_m2)
         alone, _ = predict_range(self.alone, self.map, self.spec, self.config, age_s)
+        self._expected = alone
         look = RangeLook(
             reading.t_s,
             reading.range_m,
@@ -245,7 +250,7 @@ class FlightMonitor:
         before, self.blame = self.blame, self._blame()
         lost = self.blame.attitude & ~before.attitude
         self.alone, state = _adrift(self.alone, lost), _adrift(state, lost)
-        rid = self.blame.altimeter & ~before.altimeter
+        rid = (self.blame.altimeter & ~before.altimeter) | (self.blame.noise & ~before.noise)
         state = chosen(rid, self.alone, state)
         opened = (self.blame.terrain & ~before.terrain) | (self.blame.vision & ~before.vision)
         self.alone = self._unmoored(_opened(self.alone, opened, self.watch.size_m))
@@ -265,14 +270,25 @@ class FlightMonitor:
         added[:, ATTITUDE] = (_UNREAD_RAD_S**2 * more)[:, None]
         return replace(state, covariance=state.covariance + torch.diag_embed(added))
 
+    def _known_better(self, noise_scale: Float64[Tensor, " b"]) -> Bool[Tensor, " b"]:
+        """Whether the next range is known better without altimeter than so noisy a one reads it."""
+        if self._expected is None:
+            return torch.zeros_like(self.aloft)
+        noise_m = noise_scale * self.spec.noise_sigma_m(self._expected.range_m)
+        return self._expected.sigma_m < noise_m
+
     def _blame(self) -> Blame:
         kind = self.watch.kind
 
         def any_of(kinds: tuple[FaultKind, ...]) -> Bool[Tensor, " b"]:
             return torch.stack([kind == KINDS.index(each) for each in kinds]).any(0)
 
+        noise = any_of(_BLAMED["noise"])
+        scale = torch.where(noise, self.watch.unsteady.noise_scale, 1.0)
         return Blame(
-            any_of(_BLAMED["altimeter"]),
+            any_of(_BLAMED["altimeter"]) | (noise & self._known_better(scale)),
+            noise,
+            scale,
             any_of(_BLAMED["vision"]),
             any_of((FaultKind.TERRAIN,)),
             any_of((FaultKind.NOT_FUSED,)),

@@ -1,15 +1,26 @@
-"""Streaming tests of an altimeter: stuck readings, and kinematics.
+"""Streaming tests of an altimeter: stuck readings, unsteady ones, and kinematics.
 
 States, alarms and absent samples as in ``tnav.monitor.detectors``.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from tnav.monitor.detectors import F64, Run, begun, extend, pushed, undefined
+from tnav.monitor.detectors import (
+    F64,
+    CountLimits,
+    GateCount,
+    Run,
+    begun,
+    extend,
+    pushed,
+    undefined,
+    update_count,
+)
 
 # Stuck --------------------------------------------------------------------------------------------
 
@@ -79,6 +90,89 @@ def update_stuck(
     last_m = torch.where(there, range_m, state.range_m)
     length = repeated.length.to(F64)
     return Stuck(repeated, zeros, last_m, first_m, began_s, zero, alarm, onset_s, length)
+
+
+# Unsteadiness -------------------------------------------------------------------------------------
+
+TRIPLE = 3  # readings that can bend
+_TRIPLE_S = 1.0  # that they may take: ground that is farther apart is not even
+_MEDIAN = 0.4549364231195724  # of chi-square of one degree of freedom
+
+
+@dataclass(frozen=True, slots=True)
+class Unsteady:
+    """Readings that contradict each other, whatever they are compared with.
+
+    Three in a row, ``x_1 - 2 x_2 + x_3``, lose any error that is steady or grows evenly: of the
+    state, of the map, of ground that rises. Where many bend, it is the altimeter (mean square
+    successive difference: von Neumann 1941). Triples share no reading, so they are independent.
+    """
+
+    held: Int64[Tensor, " b"]  # readings of the triple that have come
+    first_s: Float64[Tensor, " b"]  # time of the first of them
+    first_m: Float64[Tensor, " b"]  # less what was expected
+    first_m2: Float64[Tensor, " b"]  # variance
+    second_m: Float64[Tensor, " b"]
+    second_m2: Float64[Tensor, " b"]
+    bends: Float64[Tensor, "b w"]  # of the last triples, squared, by what noise lets expect
+    count: GateCount  # of triples that bend
+    alarm: Bool[Tensor, " b"]
+    onset_s: Float64[Tensor, " b"]  # end of the first triple that bends
+    statistic: Float64[Tensor, " b"]  # triples that bend
+    # Noise as it is, by what it should be: of the last triples that bend, by their median.
+    noise_scale: Float64[Tensor, " b"]
+
+    @staticmethod
+    def fresh(batch: int, window: int, device: torch.device | str) -> "Unsteady":
+        """No readings yet."""
+        zero = torch.zeros(batch, dtype=F64, device=device)
+        count = GateCount.fresh(batch, window, device)
+        return Unsteady(
+            zero.to(torch.int64), zero, zero, zero, zero, zero,
+            torch.zeros_like(count.exceeded), count,
+            count.alarm, count.onset_s, count.statistic, zero + 1,
+        )  # fmt: skip
+
+
+def update_unsteady(
+    state: Unsteady,
+    t_s: float,
+    off_m: Float64[Tensor, " b"],
+    noise_m: Float64[Tensor, " b"],
+    present: Bool[Tensor, " b"],
+    limits: CountLimits,
+) -> Unsteady:
+    """Takes one reading.
+
+    Args:
+        off_m: reading minus what is expected.
+        noise_m: its noise, 1 sigma, white: sensor and relief under the footprint.
+    """
+    there = present & off_m.isfinite() & noise_m.isfinite()
+    variance = noise_m.square()
+    held = torch.where(t_s - state.first_s > _TRIPLE_S, 0, state.held)
+    bend_m = off_m - 2 * state.second_m + state.first_m
+    nis = bend_m.square() / (variance + 4 * state.second_m2 + state.first_m2)
+    whole = there & (held == TRIPLE - 1)
+    first, second = there & (held == 0), there & (held == 1)
+    count = update_count(state.count, t_s, nis, whole, limits)
+    bends = pushed(state.bends, nis, whole)
+    bent = torch.where(count.exceeded > 0, bends, math.nan).nanmedian(1).values
+    scale = (bent / _MEDIAN).sqrt().clamp_min(1.0)
+    return Unsteady(
+        torch.where(there, (held + 1) % TRIPLE, held),
+        torch.where(first, t_s, state.first_s),
+        torch.where(first, off_m, state.first_m),
+        torch.where(first, variance, state.first_m2),
+        torch.where(second, off_m, state.second_m),
+        torch.where(second, variance, state.second_m2),
+        bends,
+        count,
+        count.alarm,
+        count.onset_s,
+        count.statistic,
+        torch.where(scale.isnan(), state.noise_scale, scale),
+    )
 
 
 # Kinematics ---------------------------------------------------------------------------------------

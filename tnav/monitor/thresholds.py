@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from tnav.config import Recipe
 from tnav.monitor.absence_checks import AbsenceLimits, UnfusedLimits
-from tnav.monitor.altimeter_checks import KinematicLimits, StuckLimits
+from tnav.monitor.altimeter_checks import TRIPLE, KinematicLimits, StuckLimits
 from tnav.monitor.bounds import (
     count_exceedance,
     jump_threshold,
@@ -47,7 +47,8 @@ class Shares(Recipe):
     jump: float = Field(default=0.10, gt=0)
     ramp: float = Field(default=0.10, gt=0)
     stuck: float = Field(default=0.05, gt=0)
-    kinematic: float = Field(default=0.10, gt=0)
+    unsteady: float = Field(default=0.05, gt=0)
+    kinematic: float = Field(default=0.05, gt=0)
     separation: float = Field(default=0.10, gt=0)  # of ranges from what vision predicts
     absence: float = Field(default=0.05, gt=0)
     blindness: float = Field(default=0.05, gt=0)
@@ -96,6 +97,12 @@ class Tuning(Recipe):
     vision: SensorTuning = SensorTuning(count=3, count_window=6, scatter_window=4, evidence=2)
     change_window: int = Field(default=64, ge=2)
     kinematic_window: int = Field(default=20, ge=3)
+    # Innovations of ranges in a row are not quite white: slopes of a map seen from a place that is
+    # a metre off. Sums of them spread by up to so much more (`tnav bench monitor` measures it).
+    overbound: float = Field(default=1.3, ge=1)
+    unsteady_count: int = Field(default=4, gt=0)  # triples of ranges that bend, ...
+    unsteady_window: int = Field(default=10, gt=0)  # ... among so many
+    unsteady_sigma: float = Field(default=4.0, gt=0)  # by this at least: ground bends a little, too
     star_reference: float = Field(default=0.5, gt=0)
     star_evidence: int = Field(default=3, gt=0)
     # Of the altimeter's specification: at least this noise, rounded to this.
@@ -138,6 +145,7 @@ class Thresholds:
     vision: SensorLimits
     change: ChangeLimits
     stuck: StuckLimits
+    unsteady: CountLimits
     kinematic: KinematicLimits
     absence: AbsenceLimits
     blindness: AbsenceLimits  # images without a fix
@@ -169,6 +177,7 @@ def thresholds(rates: Rates, samples: DescentSamples, tuning: Tuning | None = No
             float(tuning.altimeter.evidence),
         ),
         stuck=stuck_limits(tuning, n, total * shares.stuck),
+        unsteady=unsteady_limits(tuning, n, total * shares.unsteady),
         kinematic=KinematicLimits(
             slope_threshold(tuning.kinematic_window, n, total * shares.kinematic)
         ),
@@ -245,6 +254,17 @@ def stuck_limits(tuning: Tuning, samples: float, probability: float) -> StuckLim
     chance = repeat_chance(tuning.range_resolution_m, tuning.range_noise_m)
     repetitions = run_threshold(chance, samples, probability / 2)
     return StuckLimits(1 + repetitions, tuning.stuck_moved_sigma, repetitions)
+
+
+def unsteady_limits(tuning: Tuning, samples: float, probability: float) -> CountLimits:
+    """The gate of one degree of freedom whose count among disjoint triples keeps the rate.
+
+    Or a wider one, which only lowers it.
+    """
+    count, window = tuning.unsteady_count, tuning.unsteady_window
+    exceedance = count_exceedance(count, window, samples / TRIPLE, probability)
+    gate = max(chi_square_quantile(exceedance, 1), tuning.unsteady_sigma**2)
+    return CountLimits(gate, count)
 
 
 def inertial_limits(tuning: Tuning, samples: float, probability: float) -> InertialLimits:

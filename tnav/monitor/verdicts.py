@@ -18,6 +18,7 @@ from tnav.monitor.watch import (
     ALIKE_SIGMA,
     HEALTHY,
     KINDS,
+    SEEN_SIGMA,
     SIDEWAYS_SIGMA,
     UNDECIDED,
     Watch,
@@ -61,13 +62,14 @@ def evidence_of(watch: Watch) -> Evidence:
     ]
     on_unit = [
         (watch.inertial.alarm, watch.inertial.onset_s),
-        # A filter that was pulled to a wrong fix disagrees with its star tracker.
-        (watch.star_shift.alarm & ~watch.doubted, watch.star_shift.onset_s),
+        # A filter that was pulled to a wrong fix disagrees with its star tracker, by a little.
+        (watch.star_shift.alarm & (~watch.doubted | watch.turned), watch.star_shift.onset_s),
     ]
     alone = [
         (watch.absence.alarm, watch.absence.onset_s),
         (watch.blindness.alarm, watch.blindness.onset_s),
         (watch.stuck.alarm, watch.stuck.onset_s),
+        (watch.unsteady.alarm, watch.unsteady.onset_s),
         (watch.unfused.alarm, watch.unfused.onset_s),
         (watch.apart, watch.apart_s),
     ]
@@ -90,7 +92,8 @@ def decide(watch: Watch, t_s: float, wait_s: float = _WAIT_S) -> Watch:
     found = evidence_of(watch)
     doubt = found.ranges | found.fixes | watch.apart
     missing = watch.absence.alarm | watch.blindness.alarm
-    certain = missing | watch.stuck.alarm | watch.unfused.alarm | watch.spurious
+    certain = missing | watch.stuck.alarm | watch.unsteady.alarm | watch.unfused.alarm
+    certain = certain | watch.spurious
     alarm = doubt | certain | found.inertial
     watch = _doubting(watch, found, t_s, wait_s)
     kind = _named(watch, found, t_s, wait_s)
@@ -155,6 +158,7 @@ def _named(watch: Watch, found: Evidence, t_s: float, wait_s: float) -> Int64[Te
     followed = watch.followed & (agrees | (watch.moved_s >= watch.fix_s))
     followed = followed & (watch.range_s >= watch.moved_s)
     displaced = off & ~agrees & alike & (found.ranges | found.fixes | watch.apart)
+    seen = fix_m * watch.range_up_m.sign() > SEEN_SIGMA * watch.fix_sigma_m
 
     code = torch.full_like(watch.kind, HEALTHY)
     outage = torch.where(
@@ -172,9 +176,10 @@ def _named(watch: Watch, found: Evidence, t_s: float, wait_s: float) -> Int64[Te
         (in_doubt & heard & agrees, FaultKind.ALTIMETER_INCONSISTENT),
         (in_doubt & heard & agrees & noisy, FaultKind.ALTIMETER_NOISE),
         (_out_of_reach(watch), FaultKind.TERRAIN),
-        (displaced & ~across, FaultKind.TERRAIN),
+        (displaced & seen & ~across, FaultKind.TERRAIN),
         (displaced & across, FaultKind.INERTIAL),
         (watch.unfused.alarm, FaultKind.NOT_FUSED),
+        (watch.unsteady.alarm, FaultKind.ALTIMETER_NOISE),
         (watch.stuck.alarm, FaultKind.STUCK),
         (found.inertial, FaultKind.INERTIAL),
         (watch.spurious, FaultKind.SPURIOUS_EVENT),

@@ -22,7 +22,7 @@ away has fallen far enough to be seen, and the filter has followed none since th
 Fixes and ranges that come apart slowly, because navigation follows both, show in the mean of the
 last ranges against the filter without altimeter; then the altimeter is accused if vision was never
 in doubt, because single fixes share no error that grows. Inertial tests, touchdown flags, absent,
-repeated and unused ranges need no second witness.
+repeated and unused ranges, and those that contradict each other, need no second witness.
 """
 
 import math
@@ -33,7 +33,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from tnav.monitor.absence_checks import Absence, Unfused, update_absence, update_unfused
-from tnav.monitor.altimeter_checks import Stuck, update_stuck
+from tnav.monitor.altimeter_checks import Stuck, Unsteady, update_stuck, update_unsteady
 from tnav.monitor.changes import ChangeWindow, update_change
 from tnav.monitor.detectors import (
     GateCount,
@@ -57,6 +57,8 @@ _UP = 2
 # Both sensors were displaced alike: by this many sigma of their difference, or this share of it.
 ALIKE_SIGMA, ALIKE_SHARE = 4.0, 0.05
 SIDEWAYS_SIGMA = 5.0
+_TURNED_RAD = math.radians(1.0)
+SEEN_SIGMA = 3.0  # a fix that is off by less in height saw no ground that is not the map's
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class WatchSetup:
     witness_nis: float  # a fix of six components agrees below this
     gate_nis: float  # and is taken over this only by force
     blind_below_m: float  # of range: no images are taken there, and the last fix is the witness
+    relief_sigma_m: float  # of ground under a footprint, which no map has
     range_margin_sigma: float = 3.0
     incidence_margin_deg: float = 5.0
 
@@ -94,6 +97,7 @@ class Watch:
     absence: Absence
     unfused: Unfused
     stuck: Stuck
+    unsteady: Unsteady
     range_count: GateCount
     range_scatter: Scatter
     range_shift: Shift
@@ -102,6 +106,7 @@ class Watch:
     fix_shift: Shift
     blindness: Absence  # of fixes
     star_shift: Shift
+    turned: Bool[Tensor, " b"]  # by more than a fix could ever turn the filter
     inertial: Inertial
     fix_s: Float64[Tensor, " b"]  # exposure of the last fix; -inf before
     fix_agrees: Bool[Tensor, " b"]
@@ -147,6 +152,7 @@ class Watch:
             absence=Absence.fresh(batch, device),
             unfused=Unfused.fresh(batch, device),
             stuck=Stuck.fresh(batch, device),
+            unsteady=Unsteady.fresh(batch, tuning.unsteady_window, device),
             range_count=GateCount.fresh(batch, tuning.altimeter.count_window, device),
             range_scatter=Scatter.fresh(batch, tuning.altimeter.scatter_window, device),
             range_shift=Shift.fresh(batch, 1, device),
@@ -155,6 +161,7 @@ class Watch:
             fix_shift=Shift.fresh(batch, _VISION, device),
             blindness=Absence.fresh(batch, device),
             star_shift=Shift.fresh(batch, 3, device),
+            turned=no,
             inertial=Inertial.fresh(batch, device),
             fix_s=long_ago, fix_agrees=no, moved_s=long_ago, farther_s=long_ago, fix_up_m=zero,
             fix_sigma_m=zero, fix_across_sigma=zero,
@@ -182,24 +189,37 @@ def watch_range(watch: Watch, look: RangeLook, setup: WatchSetup) -> Watch:
     expected = expected & (steepest < setup.spec.incidence_max_deg)
     own, nis = look.own, look.own.nis
     z = normalised(own.value, own.covariance)
-    sigma_own_m = own.covariance[:, 0, 0].sqrt()
+    wide = setup.tuning.overbound
+    sigma_own_m = wide * own.covariance[:, 0, 0].sqrt()
+    # As noisy as what is read: ground that has fallen away is farther than expected.
+    farther_m = torch.maximum(look.range_m, alone.range_m)
+    white_m = (setup.spec.noise_sigma_m(farther_m).square() + setup.relief_sigma_m**2).sqrt()
+    # A range that contradicts the last one is not good, however little is known of either.
+    agrees_below = limits.unfused.agrees_below
+    steady = (off_m - watch.range_up_m).abs() < agrees_below * 2**0.5 * white_m
+    steady = steady | ~watch.range_s.isfinite()
+    # Nor is one that navigation refuses, unless it is navigation that is off.
+    refused = own.present & ~own.fused
+    astray = (off_m - own.value[:, 0]).abs() > agrees_below * alone.sigma_m
+    good = torch.where(steady & (~refused | astray), off_m / sigma_m, agrees_below)
     there = look.valid & alone.defined & look.range_m.isfinite()
     return replace(
         _separated(watch, t_s, off_m, alone.sigma_m, noise_m, there, setup),
         absence=update_absence(
             watch.absence, t_s, look.valid, look.valid, expected, limits.absence
         ),
-        unfused=update_unfused(
-            watch.unfused, t_s, off_m / sigma_m, there, look.fused, limits.unfused
-        ),
+        unfused=update_unfused(watch.unfused, t_s, good, there, look.fused, limits.unfused),
         stuck=update_stuck(
             watch.stuck, t_s, look.range_m, alone.range_m, sigma_m, there, limits.stuck
         ),
+        unsteady=update_unsteady(watch.unsteady, t_s, off_m, white_m, there, limits.unsteady),
         range_count=update_count(watch.range_count, t_s, nis, own.present, limits.altimeter.count),
         range_scatter=update_scatter(
             watch.range_scatter, t_s, nis, own.present, limits.altimeter.scatter
         ),
-        range_shift=update_shift(watch.range_shift, t_s, z, own.present, limits.altimeter.shift),
+        range_shift=update_shift(
+            watch.range_shift, t_s, z / wide, own.present, limits.altimeter.shift
+        ),
         change=update_change(
             watch.change, t_s, own.value[:, 0], sigma_own_m, own.present, limits.change
         ),
@@ -239,6 +259,8 @@ def watch_fix(
         fix_count=update_count(watch.fix_count, t_s, own.nis, there, limits.count),
         fix_shift=update_shift(watch.fix_shift, t_s, z, there, limits.shift),
         blindness=blindness,
+        # Expectations have leapt: readings on both sides do not compare.
+        unsteady=replace(watch.unsteady, held=torch.where(there, 0, watch.unsteady.held)),
         followed=watch.followed | (there & own.fused & (own.nis > setup.gate_nis)),
         fix_s=torch.where(there, exposed_s, watch.fix_s),
         fix_agrees=torch.where(there, agrees, watch.fix_agrees),
@@ -254,7 +276,8 @@ def watch_stars(watch: Watch, own: Innovation, setup: WatchSetup) -> Watch:
     """Takes one attitude."""
     z = normalised(own.value, own.covariance)
     shift = update_shift(watch.star_shift, own.t_s, z, own.present, setup.thresholds.star_tracker)
-    return replace(watch, star_shift=shift)
+    turned = own.present & (own.value.norm(dim=1) > _TURNED_RAD)
+    return replace(watch, star_shift=shift, turned=watch.turned | turned)
 
 
 def watch_increments(

@@ -259,6 +259,7 @@ def update_altimeter(
     H: Float64[Tensor, "b 1 32"],
     spec: AltimeterSpec,
     config: FilterConfig,
+    noise_scale: Float64[Tensor, " b"] | None = None,
 ) -> tuple[FilterState, Innovation]:
     """Fuses a range against the prediction that was made from this very state.
 
@@ -266,12 +267,18 @@ def update_altimeter(
     too grazing for the tangent plane to mean something. Where the lander is horizontally is
     considered, not corrected: a slope under a place that is not known is no fix, and ten readings a
     second of it would add up to one.
+
+    Args:
+        noise_scale: of the sensor, by what its maker states; None: 1.
     """
     _check_epoch("altimeter", reading.t_s, state)
     steep = torch.rad2deg(prediction.incidence_rad) > config.altimeter_incidence_max_deg
     present = reading.valid & prediction.defined & ~steep
     residual = torch.where(present, reading.range_m - prediction.range_m, 0.0)[:, None]
-    noise = spec.noise_sigma_m(prediction.range_m).square() + config.relief_sigma_m**2
+    noise_m = spec.noise_sigma_m(prediction.range_m)
+    if noise_scale is not None:
+        noise_m = noise_m * noise_scale
+    noise = noise_m.square() + config.relief_sigma_m**2
     # Half of the discrepancy to altitude (along dr/dp), half to the map under the lander: either
     # may be wrong, and the height over the ground is right with both. A sensor that is at fault is
     # vision's to name, which is heard before patience is out.

@@ -3,6 +3,7 @@
 Nothing is computed here: ``tnav.evaluate.bench_monitor`` measures, this draws.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,13 +24,16 @@ _LEAD = Markup(
 )
 
 
-def write_monitor_page(folder: Path, rows: Sequence[Row], charts: dict[str, Chart]) -> Path:
+def write_monitor_page(
+    folder: Path, rows: Sequence[Row], charts: dict[str, Chart], diagram: Chart
+) -> Path:
     """Write ``monitor.html``.
 
     Args:
         folder: to write to; made where it is missing.
         rows: what was measured, with limits.
         charts: by kind of fault (``tnav.evaluate.bench_baselines``).
+        diagram: of all looks (``tnav.evaluate.stanford``).
 
     Raises:
         RunFileError: the page cannot be written.
@@ -42,7 +46,10 @@ def write_monitor_page(folder: Path, rows: Sequence[Row], charts: dict[str, Char
         "charts.html.j2",
         title="The fault monitor, measured",
         lead=_LEAD,
-        figures=[curves_figure(name, chart) for name, chart in charts.items()],
+        figures=[
+            *(curves_figure(name, chart) for name, chart in charts.items()),
+            stanford_figure(diagram),
+        ],
         rows=rows,
         sources=(),
         figure_json=figure_json,
@@ -75,6 +82,58 @@ def curves_figure(kind: str, chart: Chart) -> Figure:
     return grid(
         f"monitor-{kind}", kind.replace("_", " "), caption, alt, cells, columns=2, height_px=300
     )
+
+
+def stanford_figure(chart: Chart) -> Figure:
+    """How many looks there were at each error and protection level, as shares of the limit."""
+    power, counts = chart["power"], chart["counts"]
+    looks = {
+        "type": "heatmap",
+        "name": "looks",
+        "showlegend": False,
+        "x": power,
+        "y": power,
+        "z": [[math.log10(n) if n else None for n in row] for row in counts],
+        "text": [[f"{n:,} looks" if n else "" for n in row] for row in counts],
+        "hovertemplate": "%{text}<extra></extra>",
+        "colorscale": [[0.0, "#dfe7f1"], [1.0, ESTIMATE]],
+        "showscale": False,
+    }
+    low, high = power[0], power[-1]
+    lines = [
+        _line([low, high], [low, high], "error = level"),
+        _line([low, high], [0.0, 0.0], "level = limit"),
+        _line([0.0, 0.0], [low, high], "error = limit"),
+    ]
+    regions = {
+        "type": "scatter", "mode": "text", "name": "regions",
+        "showlegend": False, "hoverinfo": "skip",
+        "x": [-3.6, -1.2, 0.55, -2.2], "y": [-1.0, -3.4, -2.2, 0.6],
+        "text": ["nominal", "misleading", "hazardous", "unavailable"],
+        "textfont": {"color": "#545d68", "size": 13},
+    }  # fmt: skip
+    axis = "share of the alert limit, power of ten"
+    cells = [
+        Cell("", titled(f"error of the height, {axis}"), titled(f"protection level, {axis}"),
+             [looks, *lines, regions])
+    ]  # fmt: skip
+    classes = ", ".join(f"{count:,} {name}" for name, count in chart["classes"].items())
+    caption = (
+        "Two looks a second of all descents, healthy and faulty, while no alert stands and the "
+        f"lander could still stop; darker is more, by its logarithm. Of all looks: {classes} "
+        "(an alert counts as unavailable)."
+    )
+    return grid(
+        "monitor-stanford", "Stanford diagram of heights", caption,
+        f"looks by error and protection level: {classes}", cells, columns=1, height_px=460,
+    )  # fmt: skip
+
+
+def _line(x: list[float], y: list[float], name: str) -> Json:
+    return {
+        "type": "scatter", "mode": "lines", "x": x, "y": y, "name": name, "showlegend": False,
+        "hoverinfo": "name", "line": {"color": QUIET, "width": 1.0},
+    }  # fmt: skip
 
 
 def _marks(curve: Chart, what: str, colour: str, *, show: bool) -> Json:
