@@ -8,8 +8,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from tnav.evaluate.events_fly import SAVED_M_S, Ending, EventResult, Flown
 from tnav.evaluate import events_score
+from tnav.evaluate.events_fly import SAVED_M_S, Ending, EventResult, Flown
 from tnav.report.descent_layout import Cell, across, grid, titled
 from tnav.report.layout import Figure
 from tnav.report.page import figure_json, write_page
