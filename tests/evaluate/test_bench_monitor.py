@@ -115,8 +115,11 @@ def test_an_error_over_the_limit_under_the_level_without_alert_is_hazardous() ->
         alert_s=tensor(NAN, NAN, NAN, 3.0),
     )
     log = IntegrityLog(4, torch.device("cpu"))
-    log.look(lander, state, agl_m, tensor(49.0, -101.0, -101.0, -101.0), watch)
-    log.look(lander, state, agl_m, tensor(51.0, 99.0, 0.0, 0.0), watch)
+    across = tensor(4.0, 6.0, 6.0, 6.0), tensor(5.0, 5.0, NAN, 5.0)
+    log.look(lander, state, agl_m, tensor(49.0, -101.0, -101.0, -101.0), watch, across)
+    log.look(lander, state, agl_m, tensor(51.0, 99.0, 0.0, 0.0), watch, across)
+    assert log.placed.tolist() == [2.0, 2.0, 2.0, 0.0]  # the last one is under an alert
+    assert log.beside.tolist() == [0.0, 2.0, 0.0, 0.0]
     nominal, misleading, hazardous, away = (int(s) for s in Stanford)
     assert log.looks[0].tolist() == [1.0 if c in (nominal, misleading) else 0.0 for c in range(4)]
     assert log.looks[1, hazardous] == 1.0

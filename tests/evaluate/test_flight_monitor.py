@@ -336,6 +336,21 @@ def test_a_contact_in_the_air_is_refused_by_who_acts(acts: bool) -> None:
     assert bool(one.cut_off_agl_m.isnan()[0]) is acts
 
 
+def test_the_horizontal_protection_level_in_closed_form(healthy: Flight) -> None:
+    """Both filters know the place to 1 and 2 m each way; altimetry is the fault that is bounded."""
+    monitor = copy.copy(monitor_of(healthy))
+    full, alone = (
+        healthy.state.covariance.clone(), healthy.state.covariance.clone()
+    )  # fmt: skip
+    for axis in (0, 1):
+        full[:, axis, axis], alone[:, axis, axis] = 1.0, 4.0
+    monitor.alone = replace(healthy.state, covariance=alone)
+    found_m = monitor.protection_across_m(replace(healthy.state, covariance=full))
+    k = monitor.setup.multipliers
+    level_m = max(k.fault_free[0], k.false_alarm[0] * 3**0.5 + max(k.missed[0][0], 0.0) * 2.0)
+    assert found_m.tolist() == pytest.approx([2**0.5 * level_m] * BATCH)
+
+
 def test_contact_counts_where_the_ground_may_be_near(healthy: Flight) -> None:
     """Three metres and six sigma: 4.2 m at 0.2 m."""
     one = with_fault(healthy)

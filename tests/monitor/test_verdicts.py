@@ -196,11 +196,17 @@ def test_one_kind_of_evidence_names_its_kind(evidence: dict, kind: FaultKind) ->
         assert verdict(**evidence, fix_s=-math.inf, range_s=-math.inf) is kind
 
 
+def test_ranges_of_a_beam_that_sweeps_where_nobody_knows_accuse_no_altimeter() -> None:
+    assert verdict(unsteady=15.0) is FaultKind.ALTIMETER_NOISE
+    assert verdict(unsteady=15.0, turned=True) is FaultKind.UNDECIDED
+
+
 def test_the_strongest_claim_is_named() -> None:
     claims = [
         ({"outage": Outage.DROPOUT}, FaultKind.DROPOUT),
         ({"jump": 10.0}, FaultKind.ALTIMETER_INCONSISTENT),
         ({"unfused": 15.0}, FaultKind.NOT_FUSED),
+        ({"unsteady": 15.0}, FaultKind.ALTIMETER_NOISE),
         ({"stuck": 15.0}, FaultKind.STUCK),
         ({"inertial": 15.0}, FaultKind.INERTIAL),
         ({"spurious": True}, FaultKind.SPURIOUS_EVENT),

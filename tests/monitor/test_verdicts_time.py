@@ -227,6 +227,7 @@ def evidence(draw: st.DrawFn) -> dict:
         "blind": draw(st.sampled_from([False, False, True])),
         "doubted": draw(st.sampled_from([False, False, True])),
         "followed": draw(st.sampled_from([False, False, True])),
+        "turned": draw(st.sampled_from([False, False, True])),
         "spurious": draw(st.sampled_from([False] * 6 + [True])),
     }
 
@@ -251,7 +252,7 @@ def by_the_table(x: dict) -> FaultKind:
         return FaultKind.INERTIAL
     if "stuck" in x:
         return FaultKind.STUCK
-    if "unsteady" in x:
+    if "unsteady" in x and not x["turned"]:
         return FaultKind.ALTIMETER_NOISE
     if "unfused" in x:
         return FaultKind.NOT_FUSED
@@ -277,7 +278,8 @@ def by_the_table(x: dict) -> FaultKind:
     if "outage" in x and (back or (told and not hidden)):
         late = x["outage"] is Outage.LATE_ACQUISITION
         return FaultKind.LATE_ACQUISITION if late else FaultKind.DROPOUT
-    return FaultKind.UNDECIDED if doubt or "outage" in x else FaultKind.HEALTHY
+    said = doubt or "outage" in x or "unsteady" in x
+    return FaultKind.UNDECIDED if said else FaultKind.HEALTHY
 
 
 @settings(max_examples=30, deadline=None)

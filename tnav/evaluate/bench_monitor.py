@@ -246,11 +246,12 @@ def _nominal(
     began = time.perf_counter()
     flights = _flown(descent, site, None, count, say, seed, listen)
     seconds = time.perf_counter() - began
-    alarms = steps = 0
-    soft = 0
+    alarms = steps = soft = beside = placed = 0
     for flight in flights:
         assert flight.monitor is not None
         alarms += int(flight.monitor.watch.alert_s.isfinite().sum())
+        beside += int(flight.integrity.beside.sum())
+        placed += int(flight.integrity.placed.sum())
         down = flight.log.contact.down_m_s
         soft += int((flight.log.landed & (down < BLIND_DOWN_MAX_M_S)).sum())
         steps += len(down) * round(flight.state.t_s / flight.descent.step_s)
@@ -267,6 +268,8 @@ def _nominal(
         ),
         Row("nominal: contact under 3 m/s", soft, "descents", f"= {count}", soft == count, count,
             device),
+        Row("nominal: places off by more than their horizontal protection level", beside, "looks",
+            "= 0", beside == 0, placed, device),
         Row("flight and monitor, per epoch and descent", round(each_ms, 4), "ms", f"< {_COST_MS:g}",
             each_ms < _COST_MS, count, device),
     ]  # fmt: skip

@@ -395,9 +395,10 @@ class Flight:
         just = self.lander.landed & ~before
         self.log.touchdown(just, self.lander, self.state, agl - true_m, sigma_m)
         if looked and self.monitor is not None:
-            self.integrity.look(
-                self.descent.lander, self.lander, true_m, agl - true_m, self.monitor.watch
-            )
+            off_m = (self.state.position_L - self.lander.position_L)[:, :2].norm(dim=-1)
+            across = (off_m, self.monitor.protection_across_m(self.state))
+            watch, lander = self.monitor.watch, self.descent.lander
+            self.integrity.look(lander, self.lander, true_m, agl - true_m, watch, across)
         if looked:
             self.log.snapshot(self.lander, self.state, over_site_m, true_m, agl, sigma_m)
             if self.log.keep is not None:

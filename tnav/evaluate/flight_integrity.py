@@ -26,6 +26,8 @@ class IntegrityLog:
     batch: int
     device: torch.device
     looks: Float64[Tensor, "b 4"] = field(init=False)  # of each class of `Stanford`
+    beside: Float64[Tensor, " b"] = field(init=False)  # with a place off by more than its level ...
+    placed: Float64[Tensor, " b"] = field(init=False)  # ... of those without an alert
     alert_limit_m: Float64[Tensor, " b"] = field(init=False)  # at the alert; NaN without
     alert_agl_m: Float64[Tensor, " b"] = field(init=False)
     alert_margin_s: Float64[Tensor, " b"] = field(init=False)  # until the point of no return
@@ -40,6 +42,7 @@ class IntegrityLog:
         self.seen = torch.zeros(self.batch, dtype=torch.bool, device=self.device)
         self.no_return_s = torch.full_like(never, math.inf)
         self.tally = Tally(self.device)
+        self.beside = self.placed = torch.zeros_like(never)
 
     @property
     def in_time(self) -> Bool[Tensor, " b"]:
@@ -53,6 +56,7 @@ class IntegrityLog:
         agl_m: Float64[Tensor, " b"],
         agl_error_m: Float64[Tensor, " b"],
         watch: Watch,
+        across: tuple[Float64[Tensor, " b"], Float64[Tensor, " b"]],
     ) -> None:
         """Takes one moment.
 
@@ -62,6 +66,7 @@ class IntegrityLog:
             agl_m: true height over the ground; NaN where it is not known.
             agl_error_m: of navigation.
             watch: what the monitor says.
+            across: horizontal error of navigation, and its protection level, m.
         """
         mass_kg = lander.dry_mass_kg + state.propellant_kg
         net_m_s2 = lander.thrust_max_n * state.thrust_scale / mass_kg - _GRAVITY_M_S2
@@ -74,6 +79,9 @@ class IntegrityLog:
         one = torch.nn.functional.one_hot(classes, len(Stanford)) * usable[:, None]
         self.looks = self.looks + one
         self.tally.look(agl_error_m, watch.protection_m, limit.limit_m, usable & ~alert)
+        placed = usable & ~alert
+        self.placed = self.placed + placed
+        self.beside = self.beside + (placed & (across[0] > across[1]))
         too_low = flown & (limit.limit_m <= 0)
         self.no_return_s = torch.where(too_low & self.in_time, state.t_s, self.no_return_s)
         first = alert & ~self.seen & flown

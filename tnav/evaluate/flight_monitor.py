@@ -17,7 +17,7 @@ from tnav.evaluate.descent_plan import Descent
 from tnav.evaluate.flight_ground import Exposure
 from tnav.evaluate.world import R_B_C
 from tnav.geometry.moon import LocalFrame
-from tnav.monitor.integrity import RiskBudget
+from tnav.monitor.integrity import RiskBudget, separate
 from tnav.monitor.statistics import chi_square_quantile
 from tnav.monitor.thresholds import DescentSamples, Rates, Tuning, thresholds
 from tnav.monitor.verdicts import decide
@@ -241,6 +241,23 @@ class FlightMonitor:
         false = contact & ~near
         self._each(lambda watch, _: replace(watch, spurious=watch.spurious | false))
         return contact & near if self.acts else contact
+
+    def protection_across_m(self, state: FilterState) -> Float64[Tensor, " b"]:
+        """Horizontal protection level of navigation, by separation from the other filter.
+
+        It bounds what a fault of the altimeter does. Of vision it cannot: nobody else knows the
+        place to better than at the start.
+        """
+        here = (slice(None), POSITION, POSITION)
+        found = separate(
+            state.position_L,
+            state.covariance[here],
+            self.alone.position_L[:, None],
+            self.alone.covariance[here][:, None],
+            torch.ones_like(self.aloft)[:, None],
+            self.setup.multipliers,
+        )
+        return found.horizontal_m
 
     def act(self, state: FilterState) -> FilterState:
         """Verdicts of now, and navigation's state after them."""

@@ -179,7 +179,8 @@ def _named(watch: Watch, found: Evidence, t_s: float, wait_s: float) -> Int64[Te
         (displaced & seen & ~across, FaultKind.TERRAIN),
         (displaced & across, FaultKind.INERTIAL),
         (watch.unfused.alarm, FaultKind.NOT_FUSED),
-        (watch.unsteady.alarm, FaultKind.ALTIMETER_NOISE),
+        # A beam that sweeps where nobody knows contradicts itself, too: stars say so in a moment.
+        (watch.unsteady.alarm & ~watch.turned, FaultKind.ALTIMETER_NOISE),
         (watch.stuck.alarm, FaultKind.STUCK),
         (found.inertial, FaultKind.INERTIAL),
         (watch.spurious, FaultKind.SPURIOUS_EVENT),
