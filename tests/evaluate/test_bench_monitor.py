@@ -9,13 +9,15 @@ from typing import get_args
 
 import pytest
 import torch
-from flights import flight
+from flights import DESCENT, flight, plain
 
 from tnav.cli import main
 from tnav.evaluate import bench_monitor
 from tnav.evaluate.bench_monitor import VERDICTS, _kind_rows, _total_rows, score
+from tnav.evaluate.descent_plan import scenario_of
 from tnav.evaluate.flight import Monitoring
 from tnav.evaluate.flight_integrity import IntegrityLog
+from tnav.evaluate.flight_runs import Site
 from tnav.evaluate.limits import Row
 from tnav.evaluate.stanford import Diagram
 from tnav.monitor.integrity import Stanford
@@ -71,6 +73,22 @@ def test_each_descent_is_scored_once(scored) -> None:
     assert scored.soft.tolist() == [True, False, True, False, True]
     assert scored.hazardous.tolist() == [False, False, True, False, False]
     assert scored.delay_s[:2].tolist() == [1.0, 2.0]
+
+
+def test_healthy_descents_are_flown_and_told_in_batches(monkeypatch) -> None:
+    """Two seconds of three descents, in batches of two."""
+    monkeypatch.setattr(bench_monitor, "_BATCH", 2)
+    descent = DESCENT.model_copy(update={"duration_max_s": 2.0})
+    site, said = Site(scenario_of(descent), plain()), []
+    rows, diagram = bench_monitor._nominal(descent, site, 3, "cpu", said.append, 5)
+    told = {row.name.partition(" (")[0]: row for row in rows}
+    assert told["nominal: descents with an alarm"].n == 3
+    assert told["nominal: contact under 3 m/s"].passed is False  # all are aloft
+    level = told["nominal: places off by more than their horizontal protection level"]
+    assert (level.value, level.passed) == (0, True)
+    assert told["nominal: variance of sums of 20 range innovations, all heights"].n == 0
+    assert sum(line == "nominal: 1 descents" for line in said) == 1
+    assert int(diagram.classes.sum()) == 0  # too high for anybody to look
 
 
 def test_rows_say_of_how_many(scored) -> None:

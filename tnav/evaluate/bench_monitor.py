@@ -240,7 +240,7 @@ def _nominal(
     white: list[Whiteness] = []
 
     def listen(flight: Flight) -> None:
-        white.append(Whiteness(len(flight.log.landed), site.terrain_map.device))
+        white.append(Whiteness(len(flight.lander.landed), site.terrain_map.device))
         flight.after_range = white[-1].look
 
     began = time.perf_counter()
