@@ -67,7 +67,7 @@ def endings_figure(results: Sequence[EventResult]) -> Figure:
         "A descent that never came down has no mark."
     )
     alt = "speeds at contact of each event, as flown then and with tnav"
-    cells = [Cell("", speed, events, marks, [across(SAVED_M_S, dash="dash")])]
+    cells = [Cell("", speed, events, marks, [across(SAVED_M_S, "#545d68", "dash")])]
     return grid(
         "events-endings", "How they end", caption, alt, cells,
         columns=1, height_px=max(160, _ROW_PX * len(order)),
