@@ -27,6 +27,7 @@ SETUP = WatchSetup(
     witness_nis=22.0,
     gate_nis=27.9,
     blind_below_m=60.0,
+    relief_sigma_m=0.25,
 )
 SIGMA_M = 0.5  # hypot(0.3, 0.8 / sqrt(4))
 YES, NO = torch.tensor([True]), torch.tensor([False])
