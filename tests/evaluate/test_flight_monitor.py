@@ -20,7 +20,7 @@ from tnav.monitor.thresholds import Rates
 from tnav.monitor.watch import KINDS
 from tnav.navigate.mechanisation import ATTITUDE, POSITION, VELOCITY
 from tnav.navigate.state import FilterState
-from tnav.records import FaultKind, Innovation, Sensor
+from tnav.records import FaultKind, Innovation, RangePrediction, Sensor
 from tnav.simulate.faults import (
     BiasFault,
     CameraFault,
@@ -349,6 +349,31 @@ def test_the_horizontal_protection_level_in_closed_form(healthy: Flight) -> None
     k = monitor.setup.multipliers
     level_m = max(k.fault_free[0], k.false_alarm[0] * 3**0.5 + max(k.missed[0][0], 0.0) * 2.0)
     assert found_m.tolist() == pytest.approx([2**0.5 * level_m] * BATCH)
+    # Apart by just under, and by just over, what chance has it to: nothing is bounded then.
+    for share, bounded in ((0.999, True), (1.001, False)):
+        aside_L = torch.zeros(BATCH, 3, dtype=F64)
+        aside_L[:, 0] = share * k.false_alarm[0] * 3**0.5
+        monitor.alone = replace(
+            healthy.state, position_L=healthy.state.position_L + aside_L, covariance=alone
+        )
+        level = monitor.protection_across_m(replace(healthy.state, covariance=full))
+        assert bool(level.isfinite().all()) is bounded
+
+
+def test_a_noisy_altimeter_is_left_where_its_noise_is_not_known_or_it_repeats_itself() -> None:
+    """The height is known to 500 m: what reads to 60 m is of use, but for those two reasons."""
+    one = flight(batch=3, keep=None, monitor=Monitoring.ACTS)
+    monitor, row = monitor_of(one), torch.full((3,), 500.0, dtype=F64)
+    monitor._expected = RangePrediction(0.0, 4 * row, row, 0 * row, row > 0)
+    watch = monitor.watch
+    watch = replace(
+        watch,
+        kind=torch.full((3,), KINDS.index(FaultKind.ALTIMETER_NOISE)),
+        unsteady=replace(watch.unsteady, noise_scale=torch.tensor([30.0, 1.0, 30.0], dtype=F64)),
+        stuck=replace(watch.stuck, alarm=torch.tensor([False, False, True])),
+    )
+    monitor.watch = watch
+    assert monitor._blame().altimeter.tolist() == [False, True, True]
 
 
 def test_contact_counts_where_the_ground_may_be_near(healthy: Flight) -> None:

@@ -245,6 +245,7 @@ class FlightMonitor:
     def protection_across_m(self, state: FilterState) -> Float64[Tensor, " b"]:
         """Horizontal protection level of navigation, by separation from the other filter.
 
+        Infinite where the two are farther apart than chance has it: then nothing is bounded.
         It bounds what a fault of the altimeter does. Of vision it cannot: nobody else knows the
         place to better than at the start.
         """
@@ -257,7 +258,7 @@ class FlightMonitor:
             torch.ones_like(self.aloft)[:, None],
             self.setup.multipliers,
         )
-        return found.horizontal_m
+        return torch.where(found.exceeded[:, 0], math.inf, found.horizontal_m)
 
     def act(self, state: FilterState) -> FilterState:
         """Verdicts of now, and navigation's state after them."""
@@ -302,8 +303,10 @@ class FlightMonitor:
 
         noise = any_of(_BLAMED["noise"])
         scale = torch.where(noise, self.watch.unsteady.noise_scale, 1.0)
+        # Without an estimate of its noise, or once it repeats itself, it is of no use at all.
+        useless = self._known_better(scale) | (scale <= 1.0) | self.watch.stuck.alarm
         return Blame(
-            any_of(_BLAMED["altimeter"]) | (noise & self._known_better(scale)),
+            any_of(_BLAMED["altimeter"]) | (noise & useless),
             noise,
             scale,
             any_of(_BLAMED["vision"]),

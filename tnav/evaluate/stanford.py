@@ -1,8 +1,8 @@
 """The Stanford diagram of heights: errors against protection levels, both by their alert limit.
 
 Walter, Hansen and Enge (2001). The limit changes along a descent, so both axes are shares of it:
-over 1 across is an error that may no longer be, over 1 upward a level that says so. Looks during an
-alert, or past the point of no return, are not in use, and not drawn.
+over 1 across is an error that may no longer be, over 1 upward a level that says so. Looks after the
+first alert, or past the point of no return, are not in use, and not drawn.
 """
 
 from collections.abc import Sequence

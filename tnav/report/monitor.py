@@ -119,7 +119,7 @@ def stanford_figure(chart: Chart) -> Figure:
     ]  # fmt: skip
     classes = ", ".join(f"{count:,} {name}" for name, count in chart["classes"].items())
     caption = (
-        "Two looks a second of all descents, healthy and faulty, while no alert stands and the "
+        "Two looks a second of all descents, healthy and faulty, up to the first alert, while the "
         f"lander could still stop; darker is more, by its logarithm. Of all looks: {classes} "
         "(an alert counts as unavailable)."
     )
